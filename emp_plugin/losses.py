@@ -1,0 +1,108 @@
+"""The objective of EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977, section 3) as pure functions of tensors."""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class EMPLoss(NamedTuple):
+    """What :func:`emp_ssl_loss` returns: scalars, of which only ``loss`` is to be minimised."""
+
+    loss: Tensor
+    coding_rate: Tensor
+    invariance: Tensor
+
+
+def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
+    """Total coding rate ``R(Z) = 1/2 logdet(I + d / (b eps) Z Z^T)``, in nats; large when the rows of Z span many directions.
+
+    Args:
+        z: features of shape ``(..., b, d)``, one row a sample, rows of length 1.
+        eps: the paper's squared distortion eps^2 (it is not squared again here).
+
+    Returns:
+        A tensor of shape ``(...)``, in float32 or, for float64 input, float64.
+
+    Raises:
+        ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, or ``eps`` is not positive.
+
+    Source: arXiv 2304.03977, section 3.2, equation 2 (from MCR^2, arXiv 2006.08558, equation 2).
+
+    >>> total_coding_rate(torch.eye(2), eps=1.0)  # 1/2 logdet(2 I)
+    tensor(0.6931)
+    """
+    if z.ndim < 2 or 0 in z.shape[-2:]:
+        raise ValueError(f"total_coding_rate needs z of shape (..., b, d) with b, d >= 1, got {tuple(z.shape)}")
+    if not eps > 0:
+        raise ValueError(f"total_coding_rate needs eps > 0, got {eps}")
+    b, d = z.shape[-2:]
+    with torch.autocast(z.device.type, enabled=False):
+        z = z if z.dtype == torch.float64 else z.float()
+        # Z Z^T and Z^T Z give the same determinant (Sylvester); the smaller one is cheaper
+        gram = z @ z.mT if b <= d else z.mT @ z
+        matrix = torch.eye(min(b, d), dtype=z.dtype, device=z.device) + (d / (b * eps)) * gram
+        # all eigenvalues are >= 1, so that Cholesky cannot fail on finite input; the _ex form spares a GPU the wait for its error code
+        diagonal = torch.linalg.cholesky_ex(matrix).L.diagonal(dim1=-2, dim2=-1)
+        # 1/2 logdet = sum of the logarithms of Cholesky's diagonal; a non-finite matrix must not hide behind a partial factor
+        return diagonal.log().sum(-1) + 0 * matrix.sum((-2, -1))
+
+
+def patch_invariance(z: Tensor) -> Tensor:
+    """Mean cosine similarity of each patch's features with the mean over the patches of its image.
+
+    Args:
+        z: features of shape ``(n, b, d)``: n patches of each of b images.
+
+    Returns:
+        A scalar in [-1, 1], 1 when all patches of an image agree; float32 or better.
+
+    Raises:
+        ValueError: if ``z`` is not three-dimensional or is empty.
+
+    Source: arXiv 2304.03977, section 3.2, equation 3, with the batch mean of the authors' code in place of the sum.
+    """
+    if z.ndim != 3 or 0 in z.shape:
+        raise ValueError(f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        z = z if z.dtype == torch.float64 else z.float()
+        return F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
+
+
+def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2) -> EMPLoss:
+    """EMP-SSL's loss: minus the mean coding rate of the n batches of patches, minus ``invariance_weight`` times their invariance.
+
+    Args:
+        z: projections of shape ``(n, b, d)``, of length 1 along d.
+        invariance_weight: lambda; 200 belongs to the batch mean of the similarity.
+        eps: the paper's eps^2.
+
+    Returns:
+        :class:`EMPLoss` of three scalars; the two terms are not detached.
+
+    Raises:
+        ValueError: see :func:`total_coding_rate` and :func:`patch_invariance`.
+
+    Source: arXiv 2304.03977, section 3.2, equation 4.
+    """
+    invariance = patch_invariance(z)
+    coding_rate = total_coding_rate(z, eps).mean()
+    return EMPLoss(-(coding_rate + invariance_weight * invariance), coding_rate, invariance)
+
+
+def effective_rank(z: Tensor) -> Tensor:
+    """Effective rank of order 2 (participation ratio) ``(sum s)^2 / sum s^2`` of the eigenvalues s of ``Z^T Z``.
+
+    Between 1 (all rows parallel: collapse) and min(b, d). Chosen over the entropy form (Roy and Vetterli, 2007) because it needs
+    no eigenvalues: the sum is a trace and the sum of squares a Frobenius norm, so that a GPU need not stop for it.
+
+    Args:
+        z: features of shape ``(b, d)``.
+
+    Returns:
+        A scalar in float32 or better; 0 for all-zero features.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z if z.dtype == torch.float64 else z.float()
+        gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
+        return gram.diagonal().sum().square() / gram.square().sum().clamp_min(torch.finfo(z.dtype).tiny)
