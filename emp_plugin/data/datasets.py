@@ -1,0 +1,134 @@
+"""Where images come from: a dataset's name and a path -> images in memory as uint8."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+
+from emp_plugin.errors import UserError
+
+CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32}
+SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images in memory: ``images`` uint8 (N, 3, H, W), ``targets`` int64 (N,), and the names of the classes."""
+
+    images: Tensor
+    targets: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices) -> "ImageData":
+        """The images at ``indices``, in that order."""
+        indices = torch.as_tensor(indices)
+        return replace(self, images=self.images[indices], targets=self.targets[indices])
+
+
+def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fraction: float = -1) -> tuple[ImageData, ImageData]:
+    """Load the training and the evaluation images of a dataset.
+
+    Args:
+        name: ``digits`` (scikit-learn's, needs no files), ``cifar10`` or ``cifar100``.
+        train_path: folder that holds torchvision's layout or ``train/<class>/*`` and ``test/<class>/*``; downloaded into if empty.
+        holdout: if positive, evaluate on this fraction of the training images (stratified, taken out of training) instead of the
+            test images: for choosing settings without looking at the test set.
+        fraction: if positive, keep only this (stratified) fraction of the training images.
+
+    Raises:
+        UserError: for an unknown name, missing or broken files, or fractions outside (0, 1).
+    """
+    if name == "digits":
+        train, test = _digits()
+    elif name in CIFAR:
+        if not train_path:
+            raise UserError(f"data.train_path is not set; {name} needs a folder to read from or to download into")
+        train, test = _cifar(name, Path(train_path).expanduser())
+    else:
+        raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
+    if holdout:
+        train, test = _stratified_split(train, holdout, "data.holdout")
+    if fraction > 0 and fraction != 1:
+        _, train = _stratified_split(train, fraction, "data.fraction")
+    return train, test
+
+
+def _stratified_split(data: ImageData, fraction: float, setting: str) -> tuple[ImageData, ImageData]:
+    """Split off ``fraction`` of the images, every class in proportion; order within each part is the original one."""
+    if not 0 < fraction < 1:
+        raise UserError(f"{setting} must be between 0 and 1, got {fraction}")
+    try:
+        rest, part = train_test_split(np.arange(len(data)), test_size=fraction, stratify=data.targets.numpy(), random_state=SPLIT_SEED)
+    except ValueError as error:
+        raise UserError(f"{setting}={fraction} cannot split {len(data)} images into {len(data.classes)} classes: {error}") from error
+    return data.subset(np.sort(rest)), data.subset(np.sort(part))
+
+
+def _digits() -> tuple[ImageData, ImageData]:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, upsampled to 32x32 RGB; a fifth is the test set."""
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(grey, size=32, mode="bilinear").round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    return _stratified_split(ImageData(images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]), 0.2, "test")
+
+
+def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
+    if (root / "train").is_dir():
+        return _folders(root, name)
+    dataset = CIFAR[name]
+    try:
+        splits = [dataset(str(root), train=train, download=False) for train in (True, False)]
+    except RuntimeError:  # torchvision: not found, or its checksum differs
+        try:
+            splits = [dataset(str(root), train=train, download=True) for train in (True, False)]
+        except Exception as error:  # whatever the download raised (no network, no room, broken archive), the advice is the same
+            raise UserError(
+                f"no {name} in {root.resolve()} and the download failed ({type(error).__name__}: {error}).\n"
+                f"Looked for torchvision's folder {root / dataset.base_folder} and for {root / 'train'}/<class>/*.\n"
+                f"Put either there, or point data.train_path=DIR at it. "
+                f"`bash scripts/pretrain/digits/emp.sh` needs no download."
+            ) from error
+    return tuple(
+        ImageData(torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets), list(split.classes))
+        for split in splits
+    )
+
+
+def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
+    """``root/train/<class>/*`` and ``root/test/<class>/*``, any image format that Pillow reads."""
+    train, test = (_read_folder(root / split, IMAGE_SIZE[name]) for split in ("train", "test"))
+    if train.classes != test.classes:
+        raise UserError(f"{root}: train/ and test/ have different class folders: "
+                        f"{', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}")
+    if len(train.classes) != NUM_CLASSES[name]:
+        raise UserError(f"{root}: {len(train.classes)} class folders, but {name} has {NUM_CLASSES[name]} classes")
+    return train, test
+
+
+def _read_folder(folder: Path, size: int) -> ImageData:
+    try:
+        listing = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
+    images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)
+    for i, (path, _) in enumerate(listing.samples):
+        try:
+            with Image.open(path) as file:
+                pixels = np.asarray(file.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+        if pixels.shape != (size, size, 3):
+            raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}")
+        images[i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return ImageData(images, torch.tensor(listing.targets), listing.classes)

@@ -1,0 +1,157 @@
+"""How a batch reaches the model: uint8 images travel once, views are made where the model is.
+
+The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn for the global batch and then
+sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
+"""
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emp_plugin.data.datasets import ImageData
+from emp_plugin.solo_learn import pl
+from emp_plugin.transforms import BatchMultiPatch
+
+ORDER, VIEWS = 0, 1  # separate random streams of one seed
+
+
+def generator(seed: int, stream: int, *position: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    state = np.random.SeedSequence([seed, stream, *position]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Step(NamedTuple):
+    """One step's share of the global batch: where we are, and which images this process takes."""
+
+    epoch: int
+    step: int
+    start: int  # position of the first of ``indices`` in the global batch
+    indices: Tensor
+
+
+class Batch(NamedTuple):
+    """What travels to the device: a step, its uint8 images (b, 3, H, W) and labels (b,)."""
+
+    step: Step
+    images: Tensor
+    targets: Tensor
+
+
+class StepSampler:
+    """Yields the :class:`Step` objects of one epoch, beginning where ``position()`` says training stands.
+
+    Args:
+        num_images: size of the training set; an incomplete last batch is dropped, as in the published code.
+        batch_size: images per step of one process.
+        seed: seed of the order.
+        position: returns (epoch, step) of the next batch; read when an iteration begins.
+        rank, world_size: this process and their number; each takes its own slice of every global batch.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, position: Callable[[], tuple[int, int]], rank: int = 0, world_size: int = 1):
+        self.num_images, self.batch_size, self.seed, self.position = num_images, batch_size, seed, position
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.num_images // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Step]:
+        epoch, first = self.position()
+        order = torch.randperm(self.num_images, generator=generator(self.seed, ORDER, epoch))
+        start = self.rank * self.batch_size
+        for step in range(first, len(self)):
+            batch = order[step * self.batch_size * self.world_size:][start:start + self.batch_size]
+            yield Step(epoch, step, start, batch)
+
+
+class StepDataset(Dataset):
+    """Images in memory, fetched a whole :class:`Step` at a time."""
+
+    def __init__(self, data: ImageData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, step: Step) -> Batch:
+        return Batch(step, self.data.images[step.indices], self.data.targets[step.indices])
+
+
+class EvaluationDataset(Dataset):
+    """Images in memory for validation: (uint8 image, label) pairs, fetched by the batch."""
+
+    def __init__(self, data: ImageData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.data.images[indices], self.data.targets[indices]
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (b, 3, H, W) -> float32, ``(x / 255 - mean) / std``."""
+    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - mean) / std
+
+
+class PretrainData(pl.LightningDataModule):
+    """Batches for pretraining and validation, with views made on the device.
+
+    Training batches reach the method in solo-learn's form ``[indices, X, targets]``; X is a list of views (b, 3, s, s), or one tensor
+    (n, b, 3, s, s) when there is a single recipe of several patches. Validation batches are ``(X, targets)``.
+
+    Args:
+        train, validation: images; ``validation`` may be None.
+        views: one on-device transform per augmentation recipe.
+        batch_size: images per step of one process.
+        seed: of the order and of the augmentations.
+        num_workers: DataLoader processes; none are needed for images in memory.
+    """
+
+    def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0):
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.views = views
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, step) of the next batch, from Lightning's count of batches, which its checkpoints restore."""
+        steps = len(self.sampler)
+        limit = self.trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+
+    def train_dataloader(self) -> DataLoader:
+        self.sampler = StepSampler(len(self.train), self.batch_size, self.seed, self._position, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(StepDataset(self.train), batch_sampler=self.sampler)
+
+    def val_dataloader(self):
+        if self.validation is None:
+            return []
+        return self._loader(EvaluationDataset(self.validation), batch_size=256)
+
+    def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(dataset, collate_fn=lambda batch: batch, num_workers=self.num_workers,
+                          persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(), **kwargs)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx: int):
+        if not isinstance(batch, Batch):
+            images, targets = batch
+            recipe = self.views[0].recipe
+            return normalise(images, recipe.mean, recipe.std), targets
+        step, images, targets = batch
+        return [step.indices, make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size), targets]
+
+
+def make_views(views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int) -> Tensor | list[Tensor]:
+    """The views of one step's images: drawn for the global batch, then sliced to this process's images."""
+    draws = generator(seed, VIEWS, step.epoch, step.step)
+    mine = slice(step.start, step.start + len(images))
+    made = [view.apply(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]
+    return made[0] if len(made) == 1 else [x for view in made for x in view]
