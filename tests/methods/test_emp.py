@@ -1,0 +1,113 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import emp_plugin
+from emp_plugin.errors import UserError
+from emp_plugin.losses import emp_ssl_loss
+from emp_plugin.methods import EMP, EMPSettings
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.solo_learn import METHODS, backbone_of
+
+
+@pytest.fixture
+def method(config):
+    def build(*overrides):
+        model = fresh_method(config("digits/emp", *overrides))
+        model.log_dict = lambda values, **_: model.__dict__.setdefault("logged", {}).update({k: float(v) for k, v in values.items()})
+        return model
+
+    return build
+
+
+def widths(module):
+    return [(layer.in_features, layer.out_features) for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+
+
+def test_importing_registers_the_method_and_twice_is_harmless():
+    import importlib
+
+    assert METHODS["emp"] is EMP and emp_plugin.EMP is EMP
+    before = dict(METHODS)
+    importlib.reload(emp_plugin)
+    assert METHODS == before
+
+
+def test_presets_are_the_paper_s_two_columns(method):
+    code, paper = method(), method("method_kwargs.preset=paper")
+    assert widths(code.embedder) == [(512, 4096)] and widths(code.projector) == [(4096, 4096), (4096, 1024)]
+    assert widths(paper.embedder) == [] and widths(paper.projector) == [(512, 4096), (4096, 512)]
+    x = torch.randn(2, 3, 32, 32)
+    assert {name: f.shape[1] for name, f in code.features(x).items()} == {"backbone": 512, "embedding": 4096}
+    assert {name: f.shape[1] for name, f in paper.features(x).items()} == {"backbone": 512}
+
+
+def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
+    """The training step equals the loss on projections made by hand, with BatchNorm over all n x b patches."""
+    model = method().train()
+    patches = torch.randn(3, 4, 3, 16, 16)
+    targets = torch.tensor([1, 2, 3, -1])
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = model.training_step([torch.arange(4), patches, targets], 0)
+
+    model.load_state_dict(state)
+    h = backbone_of(model)(patches.reshape(12, 3, 16, 16))
+    z = F.normalize(model.projector(model.embedder(h)), dim=1).reshape(3, 4, -1)
+    expected = emp_ssl_loss(z, 200.0, 0.2)
+    logits = model.classifier(h.reshape(3, 4, -1).mean(0))
+    class_loss = F.cross_entropy(logits[:3], targets[:3])
+    torch.testing.assert_close(loss, expected.loss + class_loss)
+    assert model.logged["train_coding_rate"] == pytest.approx(expected.coding_rate.item(), rel=1e-4)
+    assert 1 <= model.logged["train_effective_rank"] <= 4
+
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.training_step([torch.arange(4), list(patches), targets], 0), loss)  # solo-learn's list of views
+
+
+def test_batches_without_labels_train(method):
+    loss = method().training_step([torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)], 0)
+    assert torch.isfinite(loss)
+
+
+def test_the_online_classifier_does_not_train_the_backbone(method):
+    model = method("method_kwargs.invariance_weight=0")
+    model.settings.eps = 1e30  # no objective left: whatever moves the backbone comes from the classifier
+    model.training_step([torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.arange(4)], 0).backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
+    assert max(p.grad.abs().max() for p in backbone_of(model).parameters()) < 1e-6
+
+
+def test_everything_is_optimised_once(method):
+    model = method()
+    groups = model.learnable_params
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+
+
+def test_learning_rate_is_not_rescaled(method):
+    assert method("optimizer.batch_size=100").lr == method("optimizer.batch_size=50").lr == 0.3
+
+
+def test_channels_last_and_stem(method):
+    model = method("backbone.stem_padding=1")
+    assert backbone_of(model).conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert backbone_of(model).conv1.padding == (1, 1)
+    assert backbone_of(method("backbone.stem_padding=null")).conv1.padding == (2, 2)  # solo-learn's
+
+
+@pytest.mark.parametrize("override,message", [
+    ("method_kwargs.preset=best", "preset must be one of code, paper"),
+    ("method_kwargs.eps=0", "eps must be positive"),
+    ("method_kwargs.invariance_weight=-1", "invariance_weight"),
+    ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
+    ("method_kwargs.lambda=200", "lambda"),
+    ("backbone.name=resnet19", "resnet19"),
+])
+def test_impossible_settings_are_named(config, override, message):
+    with pytest.raises(UserError, match=message):
+        fresh_method(config("digits/emp", override))
+
+
+def test_settings_keep_what_is_set():
+    assert EMPSettings(preset="paper", proj_output_dim=64).proj_output_dim == 64
+    assert EMPSettings().embedding_dim == 4096 and EMPSettings(preset="paper").embedding_dim == 0
