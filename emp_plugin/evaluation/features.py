@@ -1,0 +1,90 @@
+"""Features of a dataset: of whole images, or bags of features (the mean over many patches; arXiv 2304.03977, section 3.3)."""
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from rich.progress import track
+
+from emp_plugin.data import ImageData, generator, normalise
+from emp_plugin.solo_learn import backbone_of
+from emp_plugin.transforms import BatchMultiPatch, PatchRecipe
+
+BAG = 2  # random stream of the evaluation's patches; 0 and 1 are training's
+IMAGES_PER_DRAW = 100  # patches are drawn for this many images at a time, whatever fits the memory, so that they never depend on it
+FORWARD = 2000  # images or patches in one forward pass
+
+
+class Features(NamedTuple):
+    """Features by name, each float32 (N, f) on the CPU, and labels int64 (N,), in the order of the dataset."""
+
+    features: dict[str, Tensor]
+    targets: Tensor
+
+
+def feature_function(method: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+    """What to probe of a method: its own ``features`` where it has one (EMP: backbone and embedding), else the backbone's output."""
+    if hasattr(method, "features"):
+        return method.features
+    return lambda x: {"backbone": backbone_of(method)(x.contiguous(memory_format=torch.channels_last))}
+
+
+def extract_features(method: nn.Module, data: ImageData, recipe: PatchRecipe, view: str = "whole", num_patches: int = 128,
+                     augmented: bool = True, seed: int = 0, bf16: bool = False, description: str = "features") -> Features:
+    """Features and labels of a dataset under a method in evaluation mode, on the device the method is on.
+
+    Args:
+        method: a solo-learn method (or any module :func:`feature_function` understands).
+        data: images in memory.
+        recipe: gives the normalisation and, for bags, the patches.
+        view: ``whole`` (the image as it is) or ``bag`` (mean over ``num_patches`` patches).
+        num_patches: patches of a bag.
+        augmented: augment a bag's patches as in training, or only crop and resize them.
+        seed: of the bag's patches, which depend on it and on the image's place in the dataset alone.
+        bf16: run the network under bfloat16 autocast.
+        description: label of the progress bar.
+
+    Raises:
+        ValueError: for an unknown view.
+    """
+    if view not in ("whole", "bag"):
+        raise ValueError(f"view must be 'whole' or 'bag', got '{view}'")
+    device = next(method.parameters()).device
+    function = feature_function(method)
+    patches = BatchMultiPatch.from_recipe(replace(recipe if augmented else recipe.plain(), num_patches=num_patches))
+    step = FORWARD if view == "whole" else IMAGES_PER_DRAW
+    chunks: list[dict[str, Tensor]] = []
+    was_training = method.training
+    method.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            for start in track(range(0, len(data), step), description=description, transient=True):
+                images = data.images[start:start + step].to(device, non_blocking=True)
+                if view == "whole":
+                    out = {name: x.float() for name, x in function(normalise(images, recipe.mean, recipe.std)).items()}
+                else:
+                    out = _bag(function, images, patches, generator(seed, BAG, start))
+                chunks.append({name: x.cpu() for name, x in out.items()})
+    finally:
+        method.train(was_training)
+    return Features({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}, data.targets)
+
+
+def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: torch.Generator) -> dict[str, Tensor]:
+    """Mean features over each image's patches: images uint8 (b, 3, H, W) -> (b, f) by name."""
+    b, n = len(images), patches.recipe.num_patches
+    parameters = patches.sample(b, *images.shape[-2:], draws)
+    total: dict[str, Tensor] = {}
+    at_once = max(1, FORWARD // b)
+    for first in range(0, n, at_once):
+        made = patches.apply(images, parameters.select(patches=slice(first, first + at_once)))
+        for name, x in function(made.flatten(0, 1)).items():
+            part = x.float().unflatten(0, (-1, b)).sum(0)
+            total[name] = total[name] + part if name in total else part
+    return {name: x / n for name, x in total.items()}
+
+
+def pixel_features(data: ImageData, recipe: PatchRecipe) -> Features:
+    """The normalised pixels themselves (N, 3 H W): what any features have to beat."""
+    return Features({"pixels": normalise(data.images, recipe.mean, recipe.std).flatten(1)}, data.targets)
