@@ -1,0 +1,313 @@
+"""A run's configuration: read with Hydra, checked against a schema before anything starts.
+
+The schema is that of solo-learn's repository head (name, method, backbone, method_kwargs, momentum, data, augmentations, optimizer,
+scheduler, checkpoint, auto_resume, and any argument of Lightning's Trainer), plus ``evaluation`` and ``tensorboard``, which are ours.
+"""
+import argparse
+import difflib
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES
+from emp_plugin.errors import UserError
+from emp_plugin.solo_learn import METHODS, pl
+from emp_plugin.transforms import PatchRecipe, recipe_from_augmentation
+
+
+@dataclass
+class Backbone:
+    name: str = "resnet18"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stem_padding: Optional[int] = None  # of the 3x3 stem for small images: solo-learn's is 2, the EMP-SSL authors' 1
+
+
+@dataclass
+class Momentum:
+    base_tau: float = 0.99
+    final_tau: float = 1.0
+    classifier: bool = False
+
+
+@dataclass
+class Data:
+    dataset: str = MISSING
+    train_path: Optional[str] = "./datasets"
+    val_path: Optional[str] = None  # the head's key; our datasets find their test images in train_path
+    format: str = "image_folder"
+    num_workers: int = 0
+    fraction: float = -1
+    num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
+    patch_size: int = 16  # their side in the image's pixels,
+    output_size: int = 32  # and the side they are resized to
+    holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
+
+
+@dataclass
+class Optimizer:
+    name: str = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    classifier_lr: float = 0.1
+    weight_decay: float = 0.0
+    exclude_bias_n_norm_wd: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Scheduler:
+    name: str = "warmup_cosine"
+    min_lr: float = 0.0
+    warmup_start_lr: float = 3e-5
+    warmup_epochs: float = 10
+    lr_decay_steps: Optional[list[int]] = None
+    interval: str = "step"
+
+
+@dataclass
+class Checkpoint:
+    enabled: bool = True
+    dir: str = "trained_models"
+    frequency: int = 1  # epochs between two kept checkpoints
+    keep_prev: bool = False
+    every_n_steps: int = 100  # last.ckpt is written this often
+
+
+@dataclass
+class AutoResume:
+    enabled: bool = False
+    max_hours: float = 36  # runs older than this are not continued
+
+
+@dataclass
+class KnnEval:
+    enabled: bool = False
+    k: int = 20
+    distance_func: str = "euclidean"
+
+
+@dataclass
+class Wandb:
+    enabled: bool = False
+    project: Optional[str] = "solo-learn"
+    entity: Optional[str] = None
+    offline: bool = False
+
+
+@dataclass
+class TensorBoard:
+    enabled: bool = False
+
+
+@dataclass
+class Performance:
+    disable_channel_last: bool = False
+
+
+@dataclass
+class LinearProbe:
+    epochs: int = 100
+    lr: float = 0.03
+    weight_decay: float = 5e-5
+    batch_size: int = 100
+
+
+@dataclass
+class Evaluation:
+    """The evaluation that ends a run: every view and probe, always beside raw pixels and the untrained backbone."""
+
+    enabled: bool = True
+    views: list[str] = field(default_factory=lambda: ["whole", "bag"])
+    probes: list[str] = field(default_factory=lambda: ["linear", "knn"])
+    bag_patches: int = 128
+    bag_augmented: bool = True  # as published: patches for the probe are augmented like those of training
+    linear: LinearProbe = field(default_factory=LinearProbe)
+
+
+@dataclass
+class Run:
+    name: str = MISSING
+    method: str = MISSING
+    seed: int = 5
+    backbone: Backbone = field(default_factory=Backbone)
+    method_kwargs: dict[str, Any] = field(default_factory=dict)
+    momentum: Momentum = field(default_factory=Momentum)
+    data: Data = field(default_factory=Data)
+    augmentations: list[Any] = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    auto_resume: AutoResume = field(default_factory=AutoResume)
+    resume_from_checkpoint: Optional[str] = None
+    knn_eval: KnnEval = field(default_factory=KnnEval)
+    wandb: Wandb = field(default_factory=Wandb)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    performance: Performance = field(default_factory=Performance)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    max_epochs: int = MISSING
+
+
+@dataclass
+class ProbeData:
+    """Like ``data`` of a run; what is left at None is the checkpoint's."""
+
+    dataset: Optional[str] = None
+    train_path: Optional[str] = None
+    holdout: float = 0.0
+    fraction: float = -1
+
+
+@dataclass
+class Probe:
+    """Configuration of ``main_linear`` and ``main_knn``."""
+
+    pretrained_feature_extractor: str = MISSING
+    data: ProbeData = field(default_factory=ProbeData)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    accelerator: str = "auto"
+    precision: Optional[str] = None
+
+
+# Trainer arguments that a run sets itself
+OURS = {"self", "logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "max_epochs"}
+TRAINER_KEYS = set(inspect.signature(pl.Trainer.__init__).parameters) - OURS
+
+
+def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parse ``--config-path DIR --config-name NAME`` (as solo-learn's commands take them); the rest are dotted overrides."""
+    parser = argparse.ArgumentParser(description=description, epilog="Any setting can be overridden: optimizer.lr=0.1 max_epochs=10")
+    parser.add_argument("--config-path", required=True, help="folder of the YAML files")
+    parser.add_argument("--config-name", required=True, help="YAML file in it, e.g. cifar/emp")
+    args, overrides = parser.parse_known_args(argv)
+    unknown = [item for item in overrides if item.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; settings are written key=value")
+    return args, overrides
+
+
+def read_config(config_path: str, config_name: str, overrides: list[str], schema: type = Run) -> DictConfig:
+    """Compose the YAML file with the overrides and check the result against ``schema``, :class:`Run` or :class:`Probe`.
+
+    Raises:
+        UserError: naming the first unknown key, wrong type, missing value or impossible combination.
+    """
+    folder = Path(config_path).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-path {config_path} is not a folder")
+    for item in overrides:
+        if "=" not in item and not item.startswith("~"):
+            raise UserError(f"'{item}' is not an override; settings are written key=value")
+    plain = [_hydra_override(item, {path.name for path in folder.iterdir() if path.is_dir()}) for item in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
+            composed = compose(config_name=config_name.removesuffix(".yaml"), overrides=plain)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
+    return check_config(composed, schema)
+
+
+def _hydra_override(item: str, groups: set[str]) -> str:
+    """``++key=value`` lets an override name a key of the schema that the YAML leaves to its default (unknown keys are caught by the
+    schema); the choice of another file of a group, such as ``augmentations=emp``, is Hydra's as it stands."""
+    key, _, value = item.partition("=")
+    chooses_file = key.lstrip("/") in groups and value.replace("_", "").replace("-", "").isalnum()
+    return item if item[0] in "+~" or chooses_file else f"++{item}"
+
+
+def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
+    """Check a composed configuration and fill in the schema's defaults. Raises UserError as :func:`read_config`."""
+    OmegaConf.set_struct(composed, False)
+    given = OmegaConf.to_container(composed, resolve=False)
+    trainer = {key: given.pop(key) for key in list(given) if schema is Run and key in TRAINER_KEYS}
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(schema), given)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # plain: saved and compared as it is
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    _check_evaluation(cfg.evaluation)
+    if schema is Run:
+        cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
+        _check_run(cfg)
+        _count_views(cfg)
+    return cfg
+
+
+def recipes(cfg: DictConfig) -> list[PatchRecipe]:
+    """The augmentation recipes of a run, one per entry of ``augmentations``. Raises UserError for entries that cannot work."""
+    try:
+        return [recipe_from_augmentation(OmegaConf.to_container(entry)) for entry in cfg.augmentations]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"augmentations: {error}") from error
+
+
+def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that the configuration sets."""
+    return {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
+
+
+def _unknown_key(key: str, schema: type) -> str:
+    known = _known_keys(OmegaConf.structured(schema)) | (TRAINER_KEYS if schema is Run else set())
+    close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.split(".")[0], known, n=1)
+    return f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+
+
+def _known_keys(node: DictConfig, prefix: str = "") -> set[str]:
+    keys = set()
+    for key in node:
+        keys.add(prefix + key)
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            keys |= _known_keys(child, f"{prefix}{key}.")
+    return keys
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _check_run(cfg: DictConfig) -> None:
+    methods = sorted(set(METHODS) - {"base", "linear"})
+    _require(cfg.method in methods, f"unknown method '{cfg.method}'; choose one of {', '.join(methods)}")
+    _require(cfg.data.dataset in NUM_CLASSES, f"unknown data.dataset '{cfg.data.dataset}'; choose one of {', '.join(NUM_CLASSES)}")
+    _require(cfg.max_epochs >= 1, f"max_epochs must be at least 1, got {cfg.max_epochs}")
+    _require(cfg.optimizer.batch_size >= 2, f"optimizer.batch_size must be at least 2 (BatchNorm needs it), got {cfg.optimizer.batch_size}")
+    _require(cfg.optimizer.lr > 0, f"optimizer.lr must be positive, got {cfg.optimizer.lr}")
+    _require(cfg.scheduler.interval == "step", "scheduler.interval must be 'step': a schedule by epochs means nothing in a run of one epoch")
+    _require(cfg.checkpoint.frequency >= 1 and cfg.checkpoint.every_n_steps >= 1, "checkpoint.frequency and checkpoint.every_n_steps must be at least 1")
+    _require(not cfg.data.holdout or 0 < cfg.data.holdout < 1, f"data.holdout must be between 0 and 1, got {cfg.data.holdout}")
+    _require(len(cfg.augmentations) > 0, "augmentations is empty")
+    _require(cfg.method != "emp" or len(cfg.augmentations) == 1, "emp takes one augmentation recipe (its num_crops is the number of patches)")
+    size = IMAGE_SIZE[cfg.data.dataset]
+    for recipe in recipes(cfg):
+        _require(recipe.patch_size is None or recipe.patch_size <= size,
+                 f"patch_size {recipe.patch_size} is larger than the images of {cfg.data.dataset} ({size})")
+
+
+def _check_evaluation(cfg: DictConfig) -> None:
+    _require(set(cfg.views) <= {"whole", "bag"}, f"evaluation.views knows whole and bag, got {list(cfg.views)}")
+    _require(set(cfg.probes) <= {"linear", "knn"}, f"evaluation.probes knows linear and knn, got {list(cfg.probes)}")
+    _require(cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}")
+    _require(cfg.linear.epochs >= 1 and cfg.linear.lr > 0 and cfg.linear.batch_size >= 1,
+             "evaluation.linear: epochs and batch_size must be at least 1, lr positive")
+
+
+def _count_views(cfg: DictConfig) -> None:
+    """Add what solo-learn's constructors are told about data: classes and views; views of the first one's size are large crops."""
+    cfg.data.num_classes = NUM_CLASSES[cfg.data.dataset]
+    made = recipes(cfg)
+    cfg.data.num_large_crops = sum(recipe.num_patches for recipe in made if recipe.output_size == made[0].output_size)
+    cfg.data.num_small_crops = sum(recipe.num_patches for recipe in made) - cfg.data.num_large_crops

@@ -1,0 +1,93 @@
+"""The evaluation of one run or checkpoint: which models to probe, and the table of what came out."""
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from emp_plugin.configuration import recipes
+from emp_plugin.data import ImageData, load_dataset
+from emp_plugin.errors import UserError
+from emp_plugin.evaluation import evaluate
+from emp_plugin.runs.callbacks import CONFIG_KEY
+from emp_plugin.runs.folder import write_rows
+from emp_plugin.solo_learn import build_method, pl
+
+
+def fresh_method(cfg: DictConfig) -> pl.LightningModule:
+    """The method with the initial weights of the run's seed (its untrained row uses the same).
+
+    Raises:
+        UserError: for settings that the method refuses.
+    """
+    pl.seed_everything(cfg.seed, verbose=False)
+    try:
+        model = build_method(cfg)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    return model if cfg.performance.disable_channel_last else model.to(memory_format=torch.channels_last)
+
+
+def load_method(path: str | Path) -> tuple[pl.LightningModule, DictConfig]:
+    """The trained method of a checkpoint and the configuration it was trained with, which travels in the file.
+
+    Raises:
+        UserError: for a file that is missing, broken, or no checkpoint of this project.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"pretrained_feature_extractor={path} is not a file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from")
+    cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
+    method = fresh_method(cfg)
+    try:
+        method.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its configuration ({str(error).splitlines()[1].strip()})") from error
+    return method, cfg
+
+
+def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
+    """Evaluate a checkpoint of any method; leaves ``<probes>-<dataset>-<checkpoint>.csv`` beside it and returns its rows.
+
+    Raises:
+        UserError: for a checkpoint or data that cannot be read.
+    """
+    method, cfg = load_method(probe.pretrained_feature_extractor)
+    dataset = probe.data.dataset or cfg.data.dataset
+    train, test = load_dataset(dataset, probe.data.train_path or cfg.data.train_path, probe.data.holdout, probe.data.fraction)
+    device = torch.device("cuda" if probe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
+    cfg.precision = probe.precision or cfg.get("precision")
+    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device)
+    path = Path(probe.pretrained_feature_extractor).expanduser()
+    print_table(rows, f"{path} on {dataset}")
+    out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}.csv")
+    write_rows(out, rows)
+    print(f"results: {out}")
+    return rows
+
+
+def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData, test: ImageData, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed."""
+    return evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
+                    bf16="bf16" in str(cfg.get("precision", "32")))
+
+
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
+    """Print evaluation rows as a table."""
+    table = Table(title=title)
+    for column in ("model", "features", "view", "probe"):
+        table.add_column(column)
+    for column in ("top-1 %", "top-5 %"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["model"], row["features"], row["view"], row["probe"], f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+    Console().print(table)

@@ -1,0 +1,27 @@
+"""Shared by all tests: small real images, and the shipped configurations."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from emp_plugin.configuration import read_config
+from emp_plugin.data import load_dataset
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(train, test) of the digits, 32x32 RGB."""
+    return load_dataset("digits", None)
+
+
+@pytest.fixture
+def config():
+    """Reads a shipped configuration: config("digits/emp", "max_epochs=1")."""
+    return lambda name, *overrides: read_config(str(SCRIPTS / "pretrain"), name, list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)

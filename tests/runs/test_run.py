@@ -1,0 +1,135 @@
+"""The whole job through the command line, made tiny: a few steps on digits."""
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin.runs.callbacks import CONFIG_KEY, Checkpoints
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TINY = ["precision=32", "data.num_patches=2", "optimizer.batch_size=16", "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16", "data.fraction=0.06", "limit_val_batches=1",
+        "evaluation.linear.epochs=2", "evaluation.views=[bag]", "evaluation.bag_patches=2", "checkpoint.every_n_steps=2",
+        "checkpoint.keep_prev=True", "accelerator=cpu", "enable_progress_bar=False"]
+
+
+def pretrain(folder, *overrides):
+    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY,
+                               f"checkpoint.dir={folder}", *overrides])
+
+
+def the_run(folder):
+    (run,) = (folder / "emp").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    assert pretrain(folder, "max_epochs=2") == 0
+    return the_run(folder)
+
+
+def test_what_a_run_leaves(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.csv", "patches.png", "curves.png", "summary.json", "evaluation.csv",
+            "last.ckpt", "epoch=1.ckpt", "epoch=2.ckpt"} <= names
+    assert not [name for name in names if "tmp" in name]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["epochs"], summary["steps"], summary["images"], summary["patches"]) == (2, 10, 160, 320)
+    assert summary["train_seconds"] > 0 and summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
+    rows = pd.DataFrame(summary["evaluation"])
+    assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
+        (model, features, "bag of 2", probe) for model in ("emp", "untrained") for features in ("backbone", "embedding")
+        for probe in ("linear", "knn")} | {("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")}
+    assert rows.top1.between(0, 100).all() and (rows.top5 >= rows.top1).all()
+    metrics = pd.read_csv(finished / "metrics.csv")
+    assert metrics.train_coding_rate.notna().sum() == 10 and metrics.val_acc1.notna().sum() == 2
+    for name in ("patches.png", "curves.png"):
+        with Image.open(finished / name) as picture:
+            assert min(picture.size) > 50
+
+
+def test_schedule_reaches_zero_over_the_run_s_steps(finished):
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 10
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-6)
+    middle = torch.load(finished / "epoch=1.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert middle == pytest.approx(0.15, rel=1e-3)  # half of the cosine
+
+
+def test_a_run_cut_short_in_an_epoch_ends_as_if_it_never_was(finished, tmp_path, monkeypatch, capsys):
+    class Cut(Exception):
+        pass
+
+    original = Checkpoints.on_train_batch_end
+
+    def cut(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == 7:  # last.ckpt is of step 6, the first of the second epoch
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", cut)
+        with pytest.raises(Cut):
+            pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True")
+    assert pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True") == 0
+    assert "continued from" in capsys.readouterr().out
+    resumed = the_run(tmp_path)
+    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (resumed, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    left, right = (pd.read_csv(run / "metrics.csv").sort_values("step").reset_index(drop=True) for run in (resumed, finished))
+    pd.testing.assert_frame_equal(left[sorted(left)], right[sorted(right)])
+    # a finished run is not continued: the same command starts a new one
+    assert pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True", "evaluation.enabled=False") == 0
+    assert len(list((tmp_path / "emp").iterdir())) == 2
+
+
+@pytest.mark.parametrize("main,config,probe", [(main_linear, "linear", "linear"), (main_knn, "knn", "knn")])
+def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, config, probe):
+    arguments = ["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp", "evaluation.views=[bag]",
+                 "evaluation.bag_patches=2", "evaluation.linear.epochs=2", "accelerator=cpu", "data.fraction=0.06"]
+    assert main.main([*arguments, f"pretrained_feature_extractor={finished / 'last.ckpt'}"]) == 0
+    rows, whole = pd.read_csv(finished / f"{probe}-digits-last.csv"), pd.read_csv(finished / "evaluation.csv")
+    columns = ["model", "features", "view", "top1", "top5"]
+    pd.testing.assert_frame_equal(rows[columns], whole[whole.probe == probe][columns].reset_index(drop=True))
+
+
+def test_nan_loss_stops_with_advice(tmp_path, capsys):
+    assert pretrain(tmp_path, "optimizer.lr=1e30", "optimizer.kwargs.clip_lr=False", "optimizer.kwargs.eta=1e30", "evaluation.enabled=False") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: the loss is") and "learning rate" in message and "smaller optimizer.lr" in message
+
+
+@pytest.mark.parametrize("overrides,message", [
+    (["data.fraction=0.008"], "fewer than optimizer.batch_size"),
+    (["accelerator=gpu"], "Trainer: "),
+    (["resume_from_checkpoint=nowhere.ckpt"], "is not a file"),
+    (["precision=12"], "Trainer: "),
+])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of the cases asks for a GPU that is not there")
+def test_mistakes_leave_nothing_behind(tmp_path, capsys, overrides, message):
+    assert pretrain(tmp_path, *overrides) == 1
+    assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_checkpoints_that_cannot_be_probed(finished, tmp_path, capsys):
+    def probe(path):
+        status = main_linear.main(["--config-path", str(SCRIPTS / "linear" / "digits"), "--config-name", "emp", f"pretrained_feature_extractor={path}"])
+        return status, capsys.readouterr().err
+
+    assert probe(tmp_path) == (1, f"error: pretrained_feature_extractor={tmp_path} is not a file\n")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((finished / "last.ckpt").read_bytes()[:1000])
+    assert probe(broken)[0] == 1
+    torch.save({"state_dict": {}}, broken)
+    assert "was not written by emp_plugin" in probe(broken)[1]
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    state[CONFIG_KEY]["method_kwargs"]["proj_output_dim"] = 17
+    torch.save(state, broken)
+    status, message = probe(broken)
+    assert status == 1 and "do not fit" in message

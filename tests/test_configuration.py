@@ -1,0 +1,69 @@
+import pytest
+
+from emp_plugin.configuration import Probe, read_config, recipes, trainer_arguments
+from emp_plugin.errors import UserError
+
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def test_the_shipped_recipe_is_the_paper_s(config):
+    cfg = config("cifar/emp")
+    assert (cfg.method, cfg.method_kwargs.preset, cfg.max_epochs, cfg.data.num_classes) == ("emp", "code", 1, 10)
+    assert cfg.optimizer.kwargs == {"momentum": 0.9, "nesterov": True, "eta": 0.005, "clip_lr": True, "exclude_bias_n_norm": True}
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.batch_size) == (0.3, 1e-4, 100)
+    (recipe,) = recipes(cfg)
+    assert (recipe.num_patches, recipe.patch_size, recipe.output_size, recipe.interpolation) == (20, 16, 32, "bilinear")
+    assert recipe.jitter == (0.4, 0.4, 0.4, 0.2) and recipe.blur_sigma == (0.1, 2.0) and recipe.mean == (0.5, 0.5, 0.5)
+    assert (recipe.flip_prob, recipe.jitter_prob, recipe.grey_prob, recipe.blur_prob, recipe.solarize_prob) == (0.5, 0.8, 0.2, 0.1, 0.1)
+    assert recipes(config("cifar/emp_native"))[0].output_size == 16
+
+
+def test_overrides(config):
+    cfg = config("cifar/emp", "data.dataset=cifar100", "max_epochs=30", "data.num_patches=200", "optimizer.lr=0.1",
+                 "backbone.stem_padding=1", "limit_train_batches=5", "precision=16-mixed", "method_kwargs.preset=paper")
+    assert cfg.name == "emp-cifar100" and cfg.data.num_classes == 100 and cfg.data.num_large_crops == 200
+    assert recipes(cfg)[0].num_patches == 200 and cfg.optimizer.lr == 0.1 and cfg.backbone.stem_padding == 1
+    assert trainer_arguments(cfg)["limit_train_batches"] == 5 and cfg.method_kwargs.preset == "paper"
+
+
+@pytest.mark.parametrize("override,message", [
+    ("optimzer.lr=1", "unknown setting 'optimzer.*did you mean 'optimizer"),
+    ("optimizer.learning_rate=1", "unknown setting 'optimizer.learning_rate'"),
+    ("optimizer.lr=fast", "optimizer.lr.*'fast'"),
+    ("max_epochs=0", "max_epochs must be at least 1"),
+    ("max_epochs=1.5", "max_epochs"),
+    ("method=emq", "unknown method 'emq'"),
+    ("data.dataset=mnist", "unknown data.dataset 'mnist'.*digits"),
+    ("optimizer.batch_size=1", "batch_size must be at least 2"),
+    ("data.patch_size=33", "larger than the images"),
+    ("data.num_patches=0", "augmentations: num_patches"),
+    ("augmentations=[{colour_jitter:{prob:1}}]", "augmentations.*colour_jitter"),
+    ("augmentations=unheard_of", "unheard_of"),
+    ("scheduler.interval=epoch", "scheduler.interval"),
+    ("evaluation.views=[top]", "evaluation.views"),
+    ("data.holdout=1.5", "data.holdout"),
+    ("optimizer.lr", "key=value"),
+    ("limit_trian_batches=3", "did you mean 'limit_train_batches'"),
+    ("name=???", "name is not set"),
+])
+def test_mistakes_are_named(config, override, message):
+    with pytest.raises(UserError, match=message):
+        config("cifar/emp", override)
+
+
+def test_missing_files_are_named():
+    with pytest.raises(UserError, match="not a folder"):
+        read_config(str(SCRIPTS / "nowhere"), "emp", [])
+    with pytest.raises(UserError, match="cifar/emq"):
+        read_config(str(SCRIPTS / "pretrain"), "cifar/emq", [])
+
+
+def test_probe_configuration():
+    with pytest.raises(UserError, match="pretrained_feature_extractor is not set"):
+        read_config(str(SCRIPTS / "linear" / "cifar"), "emp", [], Probe)
+    probe = read_config(str(SCRIPTS / "knn" / "cifar"), "emp", ["pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4"], Probe)
+    assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn"], 4)
+    with pytest.raises(UserError, match="unknown setting 'max_epochs'"):
+        read_config(str(SCRIPTS / "knn" / "cifar"), "emp", ["pretrained_feature_extractor=x.ckpt", "max_epochs=4"], Probe)
