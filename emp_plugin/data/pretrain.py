@@ -153,5 +153,5 @@ def make_views(views: list[BatchMultiPatch], images: Tensor, step: Step, seed: i
     """The views of one step's images: drawn for the global batch, then sliced to this process's images."""
     draws = generator(seed, VIEWS, step.epoch, step.step)
     mine = slice(step.start, step.start + len(images))
-    made = [view.apply(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]
+    made = [view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]
     return made[0] if len(made) == 1 else [x for view in made for x in view]

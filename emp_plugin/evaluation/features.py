@@ -1,6 +1,5 @@
 """Features of a dataset: of whole images, or bags of features (the mean over many patches; arXiv 2304.03977, section 3.3)."""
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -52,7 +51,7 @@ def extract_features(method: nn.Module, data: ImageData, recipe: PatchRecipe, vi
         raise ValueError(f"view must be 'whole' or 'bag', got '{view}'")
     device = next(method.parameters()).device
     function = feature_function(method)
-    patches = BatchMultiPatch.from_recipe(replace(recipe if augmented else recipe.plain(), num_patches=num_patches))
+    patches = BatchMultiPatch.from_recipe((recipe if augmented else recipe.plain()).with_patches(num_patches))
     step = FORWARD if view == "whole" else IMAGES_PER_DRAW
     chunks: list[dict[str, Tensor]] = []
     was_training = method.training
@@ -78,7 +77,7 @@ def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: to
     total: dict[str, Tensor] = {}
     at_once = max(1, FORWARD // b)
     for first in range(0, n, at_once):
-        made = patches.apply(images, parameters.select(patches=slice(first, first + at_once)))
+        made = patches.make(images, parameters.select(patches=slice(first, first + at_once)))
         for name, x in function(made.flatten(0, 1)).items():
             part = x.float().unflatten(0, (-1, b)).sum(0)
             total[name] = total[name] + part if name in total else part

@@ -26,14 +26,20 @@ def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.mean, recipe.std))
     columns = min(10, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns + 2, figsize=(0.8 * (columns + 2), 0.8 * rows + 0.4), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    axes[0, 0].imshow(image.permute(1, 2, 0).cpu())
-    axes[0, 0].set_title("image", fontsize=8)
+    side = max(2, rows)  # cells that the image takes
+    figure = plt.figure(figsize=(0.8 * (columns + side + 0.5), 0.8 * side + 0.3))
+    grid = figure.add_gridspec(side, columns + side + 1, width_ratios=[1] * side + [0.5] + [1] * columns, wspace=0.06, hspace=0.06,
+                               left=0.01, right=0.99, bottom=0.02, top=1 - 0.3 / figure.get_figheight())
+    whole = figure.add_subplot(grid[:, :side])
+    whole.imshow(image.permute(1, 2, 0).cpu())
+    whole.set_title(f"an image, {image.shape[-1]}x{image.shape[-2]}", fontsize=8)
+    whole.axis("off")
     for i, patch in enumerate(shown):
-        axes[i // columns, i % columns + 2].imshow((patch * std + mean).clamp(0, 1).permute(1, 2, 0))
-    axes[0, 2].set_title(f"{len(shown)} of {len(patches)} patches, {patches.shape[-1]}x{patches.shape[-1]}", fontsize=8, loc="left")
+        axis = figure.add_subplot(grid[i // columns, i % columns + side + 1])
+        axis.imshow((patch * std + mean).clamp(0, 1).permute(1, 2, 0))
+        axis.axis("off")
+        if i == 0:
+            axis.set_title(f"{len(shown)} of its {len(patches)} patches, {patches.shape[-1]}x{patches.shape[-1]}", fontsize=8, loc="left")
     _save(figure, path)
 
 
@@ -44,7 +50,7 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
     panels = {title: columns for title, columns in panels.items() if columns}
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained")
     for axis, (title, columns) in zip(axes[0], panels.items()):
         for (column, label), style in zip(columns.items(), ({"color": "#0072B2"}, {"color": "#D55E00", "marker": "o"})):
             curve = metrics[["step", column]].dropna()
@@ -58,7 +64,6 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
 
 def _save(figure: plt.Figure, path: Path) -> None:
     temporary = path.with_suffix(".tmp.png")
-    figure.tight_layout()
     figure.savefig(temporary, dpi=150)
     plt.close(figure)
     temporary.replace(path)

@@ -1,0 +1,78 @@
+"""One PIL image -> n augmented patches with torchvision's and PIL's own operations: the reference pipeline.
+
+Recipe of EMP-SSL (arXiv 2304.03977, section 3). `BatchMultiPatch` does the same on a whole batch and is what training
+uses; this one is the yardstick for it, and drops into solo-learn's pipelines, which chain callables returning lists.
+"""
+
+from typing import Any
+
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torchvision import transforms
+
+from .recipe import PatchRecipe
+
+
+class MultiPatchTransform:
+    """PIL image -> list of ``num_patches`` float32 tensors ``(3, output_size, output_size)``, augmented and normalised.
+
+    Random numbers come from torch's default CPU generator, which DataLoader seeds per worker. Images in other modes
+    (grey, palette, alpha) are converted to RGB.
+
+    Args:
+        num_patches, patch_size, output_size, **settings: the fields of `PatchRecipe`.
+
+    Raises:
+        ValueError: for impossible settings, and, when called, for an image smaller than the patch.
+    """
+
+    def __init__(
+        self, num_patches: int = 20, patch_size: int | None = 16, output_size: int = 32, **settings: Any
+    ) -> None:
+        self.recipe = PatchRecipe(num_patches, patch_size, output_size, **settings)
+        self.transform = _compose(self.recipe)
+
+    @classmethod
+    def from_recipe(cls, recipe: PatchRecipe) -> "MultiPatchTransform":
+        return cls(**vars(recipe))
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        self.recipe.check_image(image.height, image.width)
+        image = image.convert("RGB")
+        return [self.transform(image) for _ in range(self.recipe.num_patches)]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.recipe})"
+
+
+def _compose(recipe: PatchRecipe) -> transforms.Compose:
+    """The operations on one patch, in the recipe's order."""
+    interpolation = transforms.InterpolationMode(recipe.interpolation)
+    size = (recipe.output_size, recipe.output_size)
+    if recipe.patch_size is None:
+        crop = [transforms.RandomResizedCrop(size, recipe.scale, recipe.ratio, interpolation)]
+    else:
+        crop = [transforms.RandomCrop(recipe.patch_size), transforms.Resize(size, interpolation)]
+    return transforms.Compose(
+        crop
+        + [
+            transforms.RandomHorizontalFlip(recipe.flip_prob),
+            transforms.RandomApply([transforms.ColorJitter(*recipe.jitter)], recipe.jitter_prob),
+            transforms.RandomGrayscale(recipe.grey_prob),
+            transforms.RandomApply([_RandomBlur(*recipe.blur_sigma)], recipe.blur_prob),
+            transforms.RandomApply([ImageOps.solarize], recipe.solarize_prob),
+            transforms.ToTensor(),
+            transforms.Normalize(recipe.mean, recipe.std),
+        ]
+    )
+
+
+class _RandomBlur:
+    """PIL's Gaussian blur with its radius (the standard deviation, in pixels) uniform in [low, high]."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        sigma = torch.empty(()).uniform_(self.low, self.high).item()
+        return image.filter(ImageFilter.GaussianBlur(sigma))

@@ -1,0 +1,139 @@
+"""Every operation of the batched pipeline against torchvision's tensor functionals, patch by patch, in float32."""
+
+import itertools
+
+import pytest
+import torch
+from torchvision.transforms import functional as TF
+from torchvision.transforms import InterpolationMode
+
+from emp_plugin.transforms import BatchMultiPatch, PatchRecipe, batch
+
+TOLERANCE = dict(rtol=0, atol=1e-5)
+ALWAYS = dict(flip_prob=0.5, jitter_prob=0.8, grey_prob=0.3, blur_prob=0.4, solarize_prob=0.4)
+
+
+def images(count=6, height=32, width=32, seed=0):
+    """Random pixels over smooth colour, with grey, black, white and saturated patches: the corners of HSV."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+    noise[0] = torch.linspace(0, 255, width).to(torch.uint8)
+    noise[1, :, : height // 2] = 0
+    noise[1, 0, height // 2 :] = 255
+    noise[2, 1] = noise[2, 0]
+    return noise
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def reference_jitter(x, order, factors):
+    operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for which in order.tolist():
+        x = operations[which](x, factors[which].item())
+    return x
+
+
+def reference_patch(image, params, recipe):
+    """One patch by torchvision alone; ``params`` holds the values of this patch."""
+    box = (params.top.item(), params.left.item(), params.height.item(), params.width.item())
+    size = [recipe.output_size] * 2
+    x = TF.resized_crop(image.float() / 255, *box, size, InterpolationMode(recipe.interpolation), antialias=True)
+    x = x.clamp(0, 1)
+    if params.flip:
+        x = TF.hflip(x)
+    if params.jitter:
+        x = reference_jitter(x, params.order, params.factors)
+    if params.grey:
+        x = TF.rgb_to_grayscale(x, 3)
+    if params.blur:
+        kernel = 2 * batch.blur_radius(recipe.blur_sigma[1], recipe.output_size) + 1
+        x = TF.gaussian_blur(x, kernel, params.sigma.item())
+    if params.solarize:
+        x = TF.solarize(x, 0.5)
+    return TF.normalize(x, recipe.mean, recipe.std)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        PatchRecipe(12, 16, 16, **ALWAYS),
+        PatchRecipe(12, 16, 32, **ALWAYS),
+        PatchRecipe(12, 16, 32, interpolation="bicubic", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), **ALWAYS),
+        PatchRecipe(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **ALWAYS),
+        PatchRecipe(8, 5, 4, **ALWAYS),
+        PatchRecipe(8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS),
+        PatchRecipe(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(32, 32), (40, 33)])
+def test_whole_pipeline_equals_torchvision(recipe, shape):
+    source = images(6, *shape)
+    transform = BatchMultiPatch.from_recipe(recipe)
+    params = transform.sample(6, *shape, generator(1))
+    patches = transform.make(source, params)
+    for i, j in itertools.product(range(recipe.num_patches), range(6)):
+        one = batch.PatchParameters(*(field[i, j] for field in params))
+        # An output unit is 1 / std of a pixel unit.
+        atol = 1e-5 / min(recipe.std)
+        torch.testing.assert_close(patches[i, j], reference_patch(source[j], one, recipe), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("output", [7, 16, 32, 50])
+def test_resized_crops(interpolation, output):
+    source = images(5, 36, 30)
+    top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
+    height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
+    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), output, interpolation)
+    for i in range(5):
+        wanted = TF.resized_crop(
+            source[i].float() / 255, *(int(v[i]) for v in (top, left, height, width)), [output, output],
+            InterpolationMode(interpolation), antialias=True,
+        )  # fmt: skip
+        torch.testing.assert_close(made[i], wanted.clamp(0, 1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_jitter_in_every_order(order):
+    x = images(9, 12, 12).float() / 255
+    factors = torch.rand(9, 4, generator=generator(2)) * 1.6 + 0.2
+    factors[:, 3] = torch.linspace(-0.5, 0.5, 9)
+    order = torch.tensor(order)
+    params = BatchMultiPatch(9, 12, 12).sample(1, 12, 12)._replace(order=order.expand(9, 4), factors=factors)
+    wanted = torch.stack([reference_jitter(x[i], order, factors[i]) for i in range(9)])
+    batch.color_jitter(x, order.tolist().index(batch.HUE), batch._jitter_table(params))
+    torch.testing.assert_close(x, wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.05, 1 / 6, 0.4, 0.5])
+def test_hue_on_a_grid_of_colours(turns):
+    levels = torch.linspace(0, 1, 18)
+    colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, -1)
+    made = colours.clone()
+    batch.rotate_hue(made, torch.tensor([[turns]]))
+    torch.testing.assert_close(made, TF.adjust_hue(colours[..., None], turns)[..., 0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("size,max_sigma", [(16, 2.0), (32, 2.0), (8, 2.0), (2, 2.0), (1, 2.0), (24, 0.5)])
+def test_blur(size, max_sigma):
+    x = torch.rand(7, 3, size, size, generator=generator(3))
+    sigma = torch.linspace(0.1, max_sigma, 7)
+    radius = batch.blur_radius(max_sigma, size)
+    wanted = torch.stack([TF.gaussian_blur(p, 2 * radius + 1, s.item()) for p, s in zip(x, sigma)])
+    torch.testing.assert_close(batch.gaussian_blur(x, sigma, radius), wanted, **TOLERANCE)
+
+
+def test_blur_kernel_is_wide_enough():
+    assert batch.blur_radius(2.0, 32) == 8  # kernel of 17
+    x = torch.rand(1, 3, 64, 64, generator=generator(4))
+    wide = TF.gaussian_blur(x, 51, 2.0)
+    assert (batch.gaussian_blur(x, torch.tensor([2.0]), 8) - wide).abs().max() < 1e-3
+
+
+def test_solarize_and_grey():
+    x = images(4).float() / 255
+    torch.testing.assert_close(batch.solarize(x), TF.solarize(x, 128 / 255 - 1e-4), **TOLERANCE)
+    torch.testing.assert_close(batch.grey(x), TF.rgb_to_grayscale(x)[:, 0], **TOLERANCE)

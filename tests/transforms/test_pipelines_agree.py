@@ -1,0 +1,126 @@
+"""The PIL pipeline and the batched one agree in distribution, on real images (scikit-learn's digits, tinted)."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe, recipe_from_augmentation
+
+SOLO = recipe_from_augmentation(
+    {
+        "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
+        "color_jitter": {"prob": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
+        "grayscale": {"prob": 0.2},
+        "gaussian_blur": {"prob": 0.5},
+        "solarization": {"prob": 0.2},
+        "horizontal_flip": {"prob": 0.5},
+        "crop_size": 32,
+        "num_crops": 40,
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(60, 3, 32, 32) uint8: digits in one random colour on another."""
+    grey = torch.tensor(load_digits().images[:60] / 16)[:, None].float()
+    grey = torch.nn.functional.interpolate(grey, (32, 32), mode="bilinear").clamp(0, 1)
+    ink, paper = torch.rand(2, 60, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    return ((ink * grey + paper * (1 - grey)) * 255).round().to(torch.uint8)
+
+
+def pil_images(images):
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+
+def both(recipe, images):
+    """(PIL patches, batched patches), each (n * b, 3, s, s), back in [0, 1]."""
+    torch.manual_seed(0)
+    transform = MultiPatchTransform.from_recipe(recipe)
+    theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(0, 1)
+    ours = BatchMultiPatch.from_recipe(recipe)(images, torch.Generator().manual_seed(0)).flatten(0, 1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    return theirs * std + mean, ours * std + mean
+
+
+def statistics(patches):
+    """One number per patch and statistic: channel moments, colourfulness, sharpness, and its left-right slope."""
+    yield from (("mean", x) for x in patches.mean((-1, -2)).T)
+    yield from (("std", x) for x in patches.std((-1, -2)).T)
+    yield "colour", (patches.amax(1) - patches.amin(1)).mean((-1, -2))
+    yield "sharpness", patches.diff(dim=-1).abs().mean((1, 2, 3))
+    half = patches.shape[-1] // 2
+    yield "slope", (patches[..., half:] - patches[..., :half]).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("recipe", [PatchRecipe(40, 16, 16), PatchRecipe(40, 16, 32), SOLO], ids=["16", "16-32", "solo"])
+def test_same_distribution(recipe, digits):
+    theirs, ours = both(recipe, digits)
+    # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL rounds down in every
+    # operation, which moves means by up to two levels.
+    for (name, a), (_, b) in zip(statistics(theirs), statistics(ours)):
+        a, b = (x.numpy().round(3) for x in (a, b))  # or float noise around 0 would count (colour of grey patches)
+        assert scipy.stats.ks_2samp(a, b).statistic < 0.056, name
+    for channel in range(3):
+        pair = [np.histogram(x[:, channel].numpy(), bins=8, range=(-0.001, 1.001))[0] / x[:, 0].numel() for x in (theirs, ours)]
+        # Patches are often of one colour, so a share of an eighth has a standard error of 0.7 % in each sample.
+        assert np.abs(pair[0] - pair[1]).max() < 0.03
+    grey = [(x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4 for x in (theirs, ours)]
+    for share in grey:
+        assert scipy.stats.binomtest(int(share.sum()), len(theirs), recipe.grey_prob).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["flip_prob", "jitter_prob", "grey_prob", "blur_prob", "solarize_prob"])
+def test_share_of_each_operation(name):
+    """With one operation at 30 % and the others off, 30 % of the patches differ from the image, in both pipelines."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)
+    image = torch.from_numpy(image).clamp(30, 250)
+    recipe = PatchRecipe(600, 16, 16, blur_sigma=(0.8, 2.0)).plain()
+    recipe = PatchRecipe(**(vars(recipe) | {name: 0.3}))
+    for patches in both(recipe, image):
+        assert scipy.stats.binomtest(int(changed(patches, image).sum()), 600, 0.3).pvalue > 1e-3
+
+
+def changed(patches, image):
+    return ((patches - image / 255).abs() > 0.004).flatten(1).any(1)
+
+
+@pytest.mark.parametrize("patch_size,output_size,interpolation", [(16, 16, "bilinear"), (16, 32, "bilinear"), (32, 20, "bicubic")])
+def test_plain_patches_are_equal_to_rounding(digits, patch_size, output_size, interpolation):
+    """Same crops, given the same boxes: the pipelines differ by PIL's rounding to 8 bits, once per axis."""
+    images = digits[:, :, :patch_size, :patch_size]
+    recipe = PatchRecipe(1, patch_size, output_size, interpolation=interpolation).plain()
+    theirs, ours = both(recipe, images)
+    assert (theirs - ours).abs().max() < 1.3 / 255
+
+
+def test_solarize_alone_is_equal(digits):
+    recipe = PatchRecipe(**(vars(PatchRecipe(1, 32, 32).plain()) | {"solarize_prob": 1.0}))
+    theirs, ours = both(recipe, digits)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+
+
+def test_blur_is_close_to_pils():
+    """PIL stacks three box blurs and repeats the border, so inside the patch both must be near one another."""
+    image = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.5, 1.0, 2.0):
+        recipe = PatchRecipe(**(vars(PatchRecipe(1, 32, 32).plain()) | {"blur_prob": 1.0, "blur_sigma": (sigma, sigma)}))
+        theirs, ours = both(recipe, image)
+        assert (theirs - ours)[..., 8:-8, 8:-8].abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_image_modes(mode):
+    patches = MultiPatchTransform(3, 16, 20)(Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode))
+    assert isinstance(patches, list) and len(patches) == 3
+    assert all(patch.shape == (3, 20, 20) and patch.dtype == torch.float32 for patch in patches)
+
+
+def test_image_smaller_than_the_patch():
+    with pytest.raises(ValueError, match="height x width = 10 x 40; use a patch_size of at most 10"):
+        MultiPatchTransform(3, 16, 20)(Image.new("RGB", (40, 10)))
