@@ -1,0 +1,270 @@
+"""From a configuration in the schema of solo-learn's repository head to a method of the installed generation."""
+import inspect
+from argparse import ArgumentParser
+from dataclasses import fields
+from typing import Any, Mapping, TypeVar
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from emp_plugin.errors import UserError
+from emp_plugin.solo_learn import GENERATION, METHODS, BaseMethod, BaseMomentumMethod
+
+Settings = TypeVar("Settings")
+
+SMALL_IMAGES = ("cifar10", "cifar100", "digits")  # solo-learn's 3x3 stem without max-pooling
+SGD_KWARGS = ("momentum", "nesterov", "dampening")
+LARS_KWARGS = {"eta": "eta_lars", "clip_lr": "grad_clip_lars", "exclude_bias_n_norm": "exclude_bias_n_norm"}  # head: wheel
+OPTIMIZER_KWARGS = {"sgd": SGD_KWARGS, "lars": (*SGD_KWARGS, *LARS_KWARGS), "adam": ("betas", "eps", "amsgrad"), "adamw": ("betas", "eps", "amsgrad")}
+SCHEDULERS = ("warmup_cosine", "cosine", "step", "none")
+HEAD_DEFAULTS = {"warmup_teacher_temperature_epochs": 0}  # the wheel's 50 make DINO fail in shorter runs
+# solo-learn's recipe for ReSSL repeats these among the method's own settings
+MOMENTUM_ALIASES = {"base_tau_momentum": "base_tau", "final_tau_momentum": "final_tau", "momentum_classifier": "classifier"}
+
+
+def split_settings(settings_cls: type[Settings], args: tuple, kwargs: dict[str, Any]) -> tuple[Settings, tuple, dict[str, Any]]:
+    """A method's own settings (a dataclass) out of its constructor's arguments, and the arguments left for its base class.
+
+    On the wheel they are keywords, or a mapping ``method_kwargs`` as :func:`build_method` hands over; on the head ``cfg.method_kwargs``.
+
+    Raises:
+        UserError: ``method_kwargs`` has a key that is no field; it is named.
+    """
+    if GENERATION == "head":
+        cfg = args[0] if args else kwargs["cfg"]
+        return settings_cls(**_known(settings_cls, OmegaConf.select(cfg, "method_kwargs"))), args, kwargs
+    kwargs = dict(kwargs)
+    own = {name: kwargs.pop(name) for name in _field_names(settings_cls) if name in kwargs}
+    return settings_cls(**_known(settings_cls, kwargs.pop("method_kwargs", None)), **own), args, kwargs
+
+
+def _field_names(settings_cls: type) -> list[str]:
+    return [field.name for field in fields(settings_cls) if field.init]
+
+
+def _known(settings_cls: type, given: Mapping | None) -> dict[str, Any]:
+    given = _plain(given)
+    _check_names(given, _field_names(settings_cls), "method_kwargs")
+    return given
+
+
+def build_method(cfg: DictConfig):
+    """The LightningModule of a run's configuration, on either generation. ``cfg`` is not changed.
+
+    Reads name, method, backbone, method_kwargs, momentum, data, optimizer, scheduler, knn_eval, performance, max_epochs,
+    accumulate_grad_batches, devices and num_nodes. Learning rates are multiplied by the batch of all devices / 256, as solo-learn's command
+    line does, unless the method class says ``lr_scaled_by_batch_size = False`` (then accumulation doesn't raise them either).
+
+    Raises:
+        UserError: an unknown method, backbone, optimiser, scheduler or setting, or one that the installed generation lacks; it is named.
+    """
+    cls = _choose(METHODS, cfg.method, "method", hidden=("base", "linear"))
+    lr_factor = _lr_factor(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1.0
+    method = _build_on_head(cls, cfg, lr_factor) if GENERATION == "head" else _build_on_wheel(cls, cfg, lr_factor)
+    backbones = [method.get_submodule(name) for name in ("encoder", "momentum_encoder", "backbone", "momentum_backbone") if hasattr(method, name)]
+    for backbone in backbones:
+        _set_stem_padding(backbone, OmegaConf.select(cfg, "backbone.stem_padding"))
+        if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
+            backbone.to(memory_format=torch.channels_last)  # the head's default, and it makes baselines as fast as EMP
+    return method
+
+
+def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg.optimizer.lr *= lr_factor
+    cfg.optimizer.classifier_lr *= lr_factor
+    cfg.optimizer.kwargs = _optimizer_kwargs(cfg.optimizer)
+    return cls(cfg)
+
+
+def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
+    arguments = {
+        **_backbone_arguments(cfg),
+        **_optimizer_arguments(cfg.optimizer, lr_factor),
+        **_scheduler_arguments(cfg.scheduler),
+        "num_classes": cfg.data.num_classes,
+        "num_large_crops": cfg.data.num_large_crops,
+        "num_small_crops": cfg.data.num_small_crops,
+        "max_epochs": cfg.max_epochs,
+        # the wheel multiplies all learning rates by it, which a method with a rate of its own must not suffer
+        "accumulate_grad_batches": _accumulation(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1,
+        "knn_eval": OmegaConf.select(cfg, "knn_eval.enabled", default=False),
+        "knn_k": OmegaConf.select(cfg, "knn_eval.k", default=20),
+    }
+    if issubclass(cls, BaseMomentumMethod):
+        arguments |= {wheel: _momentum(cfg)[head] for wheel, head in MOMENTUM_ALIASES.items()}
+    arguments |= _method_arguments(cls, cfg)
+    method = cls(**arguments)
+    if method.knn_eval:
+        method.knn.distance_fx = _distance(cfg)  # the wheel's constructor always takes euclidean
+    return method
+
+
+# pieces of the wheel's constructor arguments
+
+
+def _backbone_arguments(cfg: DictConfig) -> dict[str, Any]:
+    name = cfg.backbone.name
+    if name not in BaseMethod._SUPPORTED_ENCODERS:
+        raise UserError(f"backbone.name: solo-learn 1.0.2 has no '{name}'; choose one of {', '.join(BaseMethod._SUPPORTED_ENCODERS)}")
+    kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs"))
+    size = OmegaConf.select(cfg, "augmentations[0].crop_size")
+    if name.startswith(("vit", "swin")) and size:
+        kwargs.setdefault("img_size", size)  # transformers are built for one size
+    return {"encoder": name, "backbone_args": {**kwargs, "cifar": cfg.data.dataset in SMALL_IMAGES}}
+
+
+def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
+    """``optimizer.kwargs`` with the head's defaults."""
+    _choose(OPTIMIZER_KWARGS, optimizer.name, "optimizer.name")
+    kwargs = _plain(OmegaConf.select(optimizer, "kwargs"))
+    _check_names(kwargs, OPTIMIZER_KWARGS[optimizer.name], "optimizer.kwargs", f" with optimizer.name={optimizer.name}")
+    return {"momentum": 0.9, **kwargs} if optimizer.name in ("sgd", "lars") else kwargs
+
+
+def _optimizer_arguments(optimizer: DictConfig, lr_factor: float) -> dict[str, Any]:
+    if OmegaConf.select(optimizer, "exclude_bias_n_norm_wd", default=False):
+        raise UserError("optimizer.exclude_bias_n_norm_wd: solo-learn 1.0.2 lacks it; with lars use optimizer.kwargs.exclude_bias_n_norm")
+    kwargs = _optimizer_kwargs(optimizer)
+    lars = {LARS_KWARGS[name]: kwargs.pop(name) for name in LARS_KWARGS if name in kwargs}
+    if "betas" in kwargs:
+        kwargs["betas"] = tuple(kwargs["betas"])
+    return {
+        "optimizer": "sgd" if optimizer.name == "lars" else optimizer.name,
+        "lars": optimizer.name == "lars",
+        "exclude_bias_n_norm": False,
+        **lars,
+        "extra_optimizer_args": kwargs,
+        "batch_size": optimizer.batch_size,
+        "lr": optimizer.lr * lr_factor,
+        "classifier_lr": OmegaConf.select(optimizer, "classifier_lr", default=0.3) * lr_factor,
+        "weight_decay": optimizer.weight_decay,
+    }
+
+
+def _scheduler_arguments(scheduler: DictConfig) -> dict[str, Any]:
+    name = str(scheduler.name).lower()
+    _choose(SCHEDULERS, name, "scheduler.name")
+    if OmegaConf.select(scheduler, "interval", default="step") != "step":
+        raise UserError("scheduler.interval: only 'step' is supported; the rate moves with every optimiser step")
+    decay = OmegaConf.select(scheduler, "lr_decay_steps")
+    if name == "step" and not decay:
+        raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
+    return {
+        "scheduler": name,
+        "min_lr": OmegaConf.select(scheduler, "min_lr", default=0.0),
+        "warmup_start_lr": OmegaConf.select(scheduler, "warmup_start_lr", default=3e-5),
+        "warmup_epochs": OmegaConf.select(scheduler, "warmup_epochs", default=10),
+        "lr_decay_steps": list(decay) if decay else None,
+    }
+
+
+def _momentum(cfg: DictConfig) -> dict[str, Any]:
+    return {"base_tau": 0.99, "final_tau": 1.0, "classifier": False, **_plain(OmegaConf.select(cfg, "momentum"))}
+
+
+def _method_arguments(cls: type, cfg: DictConfig) -> dict[str, Any]:
+    """The method's own keywords: from ``method_kwargs``, otherwise the default of the wheel's command line."""
+    given = _plain(OmegaConf.select(cfg, "method_kwargs"))
+    if issubclass(cls, BaseMomentumMethod):
+        given = _without_aliases(given, _momentum(cfg))
+    names = _own_parameters(cls)
+    if not names:  # like EMP: the class reads a dataclass with split_settings, which checks the names
+        return {"method_kwargs": given} if given else {}
+    _check_names(given, names, "method_kwargs", f" for {cfg.method}")
+    parser = cls.add_model_specific_args(ArgumentParser())
+    defaults = {name: HEAD_DEFAULTS.get(name, parser.get_default(name)) for name in names}
+    arguments = {name: value for name, value in defaults.items() if value is not None} | given
+    missing = [name for name, parameter in names.items() if name not in arguments and parameter.default is parameter.empty]
+    if missing:
+        raise UserError(f"method_kwargs.{missing[0]} is not set; {cfg.method} needs it")
+    _check_queue(cfg, arguments)
+    return arguments
+
+
+def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Named constructor parameters of a method class and its parents, without those of solo-learn's base classes."""
+    shared = {name for base in (BaseMethod, BaseMomentumMethod) for name in inspect.signature(base.__init__).parameters}
+    own = {}
+    for parent in cls.__mro__[:cls.__mro__.index(BaseMethod)]:
+        for name, parameter in inspect.signature(parent.__init__).parameters.items():
+            if name not in shared and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                own.setdefault(name, parameter)
+    return own
+
+
+def _without_aliases(given: dict[str, Any], momentum: dict[str, Any]) -> dict[str, Any]:
+    for alias, name in MOMENTUM_ALIASES.items():
+        value = given.pop(alias, None)
+        if value is not None and value != momentum[name]:
+            raise UserError(f"method_kwargs.{alias}={value} contradicts momentum.{name}={momentum[name]}; set momentum.{name}")
+    return given
+
+
+def _check_queue(cfg: DictConfig, arguments: dict[str, Any]) -> None:
+    """These methods write whole batches of all devices into their queue, and stop in the first step when it isn't a multiple."""
+    batch = cfg.optimizer.batch_size * _processes(cfg)
+    size = arguments.get("queue_size", 0)
+    if cfg.method != "swav" and size % batch:
+        raise UserError(f"method_kwargs.queue_size={size} must be a multiple of the batch of all devices, {batch}; {size // batch * batch or batch} is")
+
+
+def _distance(cfg: DictConfig) -> str:
+    distance = OmegaConf.select(cfg, "knn_eval.distance_func", default="euclidean")
+    return _choose({"cosine": "cosine", "euclidean": "euclidean"}, distance, "knn_eval.distance_func")
+
+
+# shared by both generations
+
+
+def _lr_factor(cfg: DictConfig) -> float:
+    return cfg.optimizer.batch_size * _processes(cfg) / 256
+
+
+def _processes(cfg: DictConfig) -> int:
+    return _device_count(OmegaConf.select(cfg, "devices"), OmegaConf.select(cfg, "accelerator")) * (OmegaConf.select(cfg, "num_nodes") or 1)
+
+
+def _device_count(devices: Any, accelerator: str | None) -> int:
+    """Number of devices that Lightning will take for ``devices``: a list of indices, a number, or "auto"."""
+    if isinstance(devices, (list, tuple, ListConfig)):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([item for item in devices.split(",") if item.strip()])
+    if devices not in (None, "auto", -1, "-1"):
+        return int(devices)
+    return torch.cuda.device_count() if accelerator in (None, "auto", "gpu", "cuda") and torch.cuda.is_available() else 1
+
+
+def _accumulation(cfg: DictConfig) -> int:
+    return OmegaConf.select(cfg, "accumulate_grad_batches") or 1
+
+
+def _set_stem_padding(backbone: nn.Module, padding: int | None) -> None:
+    """Padding of the 3x3 stem (solo-learn's is 2, which makes 34x34 maps of 32x32 images); the weights stay as they are."""
+    if padding is None:
+        return
+    stem = getattr(backbone, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or stem.kernel_size != (3, 3):
+        raise UserError(f"backbone.stem_padding is for the 3x3 stem that ResNets have on {', '.join(SMALL_IMAGES)}; this backbone has none")
+    if padding < 0:
+        raise UserError(f"backbone.stem_padding must not be negative, got {padding}")
+    stem.padding = (padding, padding)
+
+
+def _plain(node: Mapping | None) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node or {})
+
+
+def _choose(known: Any, name: str, setting: str, hidden: tuple[str, ...] = ()) -> Any:
+    names = sorted(set(known) - set(hidden))
+    if name not in names:
+        raise UserError(f"unknown {setting} '{name}'; choose one of {', '.join(names)}")
+    return known[name] if isinstance(known, Mapping) else name
+
+
+def _check_names(given: Mapping, known: Any, setting: str, where: str = "") -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown setting {setting}.{name}{where}; known: {', '.join(known) or 'none'}")

@@ -1,0 +1,44 @@
+"""Which solo-learn is installed, found without importing it."""
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+INSTALL = ("install the tested version with `pip install --no-deps solo-learn==1.0.2` "
+           "(or the repository's head, `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)")
+
+
+def find_generation() -> tuple[str, str]:
+    """Generation ("wheel" or "head") and version of the solo-learn that ``import solo`` would find.
+
+    Raises:
+        ImportError: there is no solo-learn, or one of a generation we don't know; the message names the install command.
+    """
+    spec = importlib.util.find_spec("solo")
+    if spec is None:
+        raise ImportError(f"emp_plugin is a plugin of solo-learn, which is not installed; {INSTALL}")
+    root = Path(next(iter(spec.submodule_search_locations or ["."])))
+    version = _version(root)
+    generation = generation_of(root, version)
+    if generation is None:
+        raise ImportError(f"emp_plugin does not know solo-learn {version} in {root}; {INSTALL}")
+    return generation, version
+
+
+def generation_of(root: Path, version: str) -> str | None:
+    """Generation of the package in folder ``root``, None if unknown. Judged by its layout; a checkout on PYTHONPATH has no version."""
+    if (root / "backbones").is_dir() and (root / "methods" / "mae.py").is_file():
+        return "head"
+    if (root / "utils" / "backbones.py").is_file() and version in ("1.0.2", "unknown"):
+        return "wheel"
+    return None
+
+
+def _version(root: Path) -> str:
+    """Version of the distribution that put ``root`` there; another one's metadata says nothing about a checkout on PYTHONPATH."""
+    try:
+        found = importlib.metadata.distribution("solo-learn")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+    installed = Path(found.locate_file("solo")).resolve()
+    editable = found.read_text("direct_url.json") or ""
+    return found.version if installed == root.resolve() or str(root.resolve().parent) in editable else "unknown"

@@ -1,0 +1,98 @@
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from emp_plugin.solo_learn import pl, wheel
+
+OWN = {
+    "simclr": {"temperature": 0.2},
+    "byol": {"pred_hidden_dim": 8},
+    "vicreg": {},
+    "swav": {"num_prototypes": 6, "queue_size": 8, "epoch_queue_starts": 0},
+    "ressl": {"queue_size": 8},
+    "barlow_twins": {},
+    "deepclusterv2": {"num_prototypes": [3, 3]},
+    "dino": {"num_prototypes": 6, "clip_grad": 0.1},
+    "mocov2plus": {"queue_size": 8},
+    "nnbyol": {"pred_hidden_dim": 8, "queue_size": 8},
+    "nnclr": {"pred_hidden_dim": 8, "queue_size": 8},
+    "nnsiam": {"pred_hidden_dim": 8, "queue_size": 8},
+    "simsiam": {"pred_hidden_dim": 8},
+    "wmse": {"whitening_size": 4, "whitening_eps": 0.1, "proj_output_dim": 2},
+}
+
+
+def make_config(method: str, **overrides):
+    """A small run in the head's schema; overrides are dotted keys with __ for the dots."""
+    cfg = OmegaConf.create({
+        "name": "test", "method": method, "max_epochs": 1, "devices": [0], "accumulate_grad_batches": 1,
+        "backbone": {"name": "resnet18", "kwargs": {}, "stem_padding": None},
+        "method_kwargs": {"proj_hidden_dim": 8, "proj_output_dim": 4, **OWN.get(method, {})} if method in OWN else {},
+        "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
+        "data": {"dataset": "cifar10", "num_classes": 3, "num_large_crops": 2, "num_small_crops": 0},
+        "optimizer": {"name": "lars", "batch_size": 4, "lr": 0.4, "classifier_lr": 0.1, "weight_decay": 1e-4, "exclude_bias_n_norm_wd": False,
+                      "kwargs": {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True}},
+        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0.5, "min_lr": 0.0, "warmup_start_lr": 3e-5, "lr_decay_steps": None,
+                      "interval": "step"},
+        "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
+    })
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+class RandomImages(torch.utils.data.Dataset):
+    """8x8 images in solo-learn's batch formats."""
+
+    def __init__(self, length: int, training: bool, views: int = 2):
+        self.length, self.training, self.views = length, training, views
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        generator = torch.Generator().manual_seed(index)
+        images = [torch.randn(3, 8, 8, generator=generator) for _ in range(self.views)]
+        return (index, images, index % 3) if self.training else (images[0], index % 3)
+
+
+def loader(length: int, training: bool, batch_size: int = 4):
+    return torch.utils.data.DataLoader(RandomImages(length, training), batch_size, drop_last=training)
+
+
+def make_trainer(**kwargs):
+    return pl.Trainer(**({"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+                          "enable_model_summary": False} | kwargs))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """On a busy machine of few cores two threads wait for each other: such small images are then 20 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """The functions above, for test modules: with pytest's importlib mode they cannot import this file."""
+    return SimpleNamespace(make_config=make_config, make_trainer=make_trainer, loader=loader)
+
+
+@pytest.fixture(scope="session")
+def unpatched():
+    """A second, unpatched copy of the wheel's modules, to show that a failure is real; sys.modules keeps the patched one."""
+    patched = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "solo"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm notes that the backbones are registered again
+            return wheel.import_solo()
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "solo"]:
+            del sys.modules[name]
+        sys.modules.update(patched)

@@ -1,0 +1,117 @@
+"""LARS under Lightning, whose optimiser steps compute the gradients in a closure."""
+import pytest
+import torch
+from torch import nn
+
+from emp_plugin.solo_learn import pl, wheel
+from solo.utils.lars import LARSWrapper
+
+ETA, LR, DECAY, MOMENTUM = 0.02, 0.5, 0.01, 0.9
+
+
+class Regression(pl.LightningModule):
+    def __init__(self, wrapper, clip):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        self.wrapper, self.clip = wrapper, clip
+
+    def training_step(self, batch, batch_idx):
+        return ((self.net(batch[0]) - batch[1]) ** 2).mean()
+
+    def configure_optimizers(self):
+        sgd = torch.optim.SGD(self.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
+        optimizer = self.wrapper(sgd, eta=ETA, clip=self.clip, exclude_bias_n_norm=True)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)), "interval": "step"}]
+
+
+def data():
+    """Two batches of three."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.utils.data.TensorDataset(torch.randn(6, 4, generator=generator).double(), torch.randn(6, 2, generator=generator).double())
+
+
+def batch(step):
+    start = 3 * (step % 2)
+    return data()[start:start + 3]
+
+
+def train(tools, wrapper=LARSWrapper, clip=False, steps=4, **fit):
+    model = Regression(wrapper, clip)
+    trainer = tools.make_trainer(max_epochs=steps // 2)
+    trainer.fit(model, torch.utils.data.DataLoader(data(), 3), **fit)
+    return model, trainer
+
+
+def by_hand(clip, steps=4):
+    """LARS (You et al. 2017) around SGD with Nesterov momentum, one parameter at a time."""
+    model = Regression(None, clip)
+    velocity = {}
+    for step in range(steps):
+        lr = LR / (1 + step)
+        x, y = batch(step)
+        grads = torch.autograd.grad(((model.net(x) - y) ** 2).mean(), list(model.net.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.net.parameters(), grads):
+                if p.ndim > 1:
+                    rate = ETA * p.norm() / (g.norm() + DECAY * p.norm() + 1e-8)
+                    rate = min(rate / lr, 1.0) if clip else rate
+                    g = rate * (g + DECAY * p)
+                velocity[p] = MOMENTUM * velocity[p] + g if p in velocity else g
+                p -= lr * (g + MOMENTUM * velocity[p])
+    return model
+
+
+def same(a, b):
+    return all(torch.allclose(p, q, rtol=1e-10, atol=0) for p, q in zip(a.net.parameters(), b.net.parameters()))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_equals_the_formula_under_lightning(tools, clip):
+    assert same(train(tools, clip=clip)[0], by_hand(clip))
+
+
+def test_unpatched_uses_raw_gradients(tools, unpatched):
+    model, _ = train(tools, unpatched.lars.LARSWrapper)
+    assert not same(model, by_hand(False))
+    plain = Regression(None, False)
+    sgd = torch.optim.SGD(plain.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True)
+    for step in range(4):
+        sgd.param_groups[0]["lr"] = LR / (1 + step)
+        sgd.zero_grad()
+        plain.training_step(batch(step), 0).backward()
+        sgd.step()
+    assert same(model, plain)  # neither LARS nor weight decay
+
+
+def test_step_returns_the_closures_loss_and_restores_weight_decay():
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARSWrapper(torch.optim.SGD([p], lr=0.1, weight_decay=DECAY))
+
+    def closure():
+        loss = (p ** 2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4 and optimizer.param_groups[0]["weight_decay"] == DECAY
+    assert optimizer.step() is None
+
+
+def test_checkpoint_restores_momentum_and_schedule(tools, tmp_path):
+    _, trainer = train(tools, steps=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, again = train(tools, steps=4, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert again.global_step == 4 and same(resumed, by_hand(False))
+
+
+def test_gradient_scaler_takes_it():
+    p = nn.Parameter(torch.ones(2, 2))
+    q = nn.Parameter(torch.ones(2, 2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaled, plain = (LARSWrapper(torch.optim.SGD([x], lr=0.1, weight_decay=DECAY)) for x in (p, q))
+    scaler.scale((p ** 2).sum()).backward()
+    (q ** 2).sum().backward()
+    scaler.step(scaled)
+    scaler.update()
+    plain.step()
+    assert torch.allclose(p, q) and not torch.equal(p, torch.ones(2, 2))

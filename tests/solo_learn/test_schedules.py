@@ -1,0 +1,100 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from emp_plugin.solo_learn import build_method, pl
+from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
+from emp_plugin.solo_learn.wheel import LinearWarmupCosineAnnealingLR
+
+
+def sgd(*lrs, **extra):
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **extra} for lr in lrs])
+
+
+def rates(scheduler, steps):
+    seen = []
+    for _ in range(steps):
+        seen.append(scheduler.get_last_lr())
+        scheduler.optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_cosine_equals_torchs():
+    ours = rates(per_step(sgd(0.3), "cosine", total=7, epoch=7, min_lr=0.01), 8)
+    theirs = rates(torch.optim.lr_scheduler.CosineAnnealingLR(sgd(0.3), 7, eta_min=0.01), 8)
+    assert torch.tensor(ours).allclose(torch.tensor(theirs))
+
+
+def test_step_equals_torchs_with_milestones_in_epochs():
+    ours = rates(per_step(sgd(0.3), "step", total=12, epoch=3, lr_decay_steps=[1, 3]), 12)
+    theirs = rates(torch.optim.lr_scheduler.MultiStepLR(sgd(0.3), [3, 9]), 12)
+    assert torch.tensor(ours).allclose(torch.tensor(theirs))
+    with pytest.raises(ValueError, match="lr_decay_steps"):
+        per_step(sgd(0.3), "step", total=12, epoch=3)
+
+
+def test_warmup_cosine_in_closed_form():
+    seen = rates(per_step(sgd(0.3, 0.1), "warmup_cosine", total=10, epoch=8, warmup_epochs=0.5, warmup_start_lr=0.02, min_lr=0.001), 11)
+    for step, pair in enumerate(seen):
+        for peak, lr in zip((0.3, 0.1), pair):
+            line = 0.02 + (peak - 0.02) * step / 4
+            curve = 0.001 + (peak - 0.001) * 0.5 * (1 + math.cos(math.pi * (step - 4) / 6))
+            assert lr == pytest.approx(line if step < 4 else curve)
+
+
+def test_no_warmup_starts_at_the_rate_and_a_long_one_warns():
+    assert warmup_cosine(0, 0.3, warmup=0, total=5, start=0.01) == 0.3
+    with pytest.warns(UserWarning, match="warm-up"):
+        scheduler = per_step(sgd(0.3), "warmup_cosine", total=4, epoch=4, warmup_epochs=10)
+    assert rates(scheduler, 4)[-1][0] == pytest.approx(0.3 * 3 / 40)
+
+
+def test_static_groups_keep_their_rate():
+    assert rates(per_step(sgd(0.3, static_lr=True), "cosine", total=4, epoch=4), 5) == [[0.3]] * 5
+
+
+def test_scheduler_resumes_from_its_state():
+    def make():
+        return per_step(sgd(0.3), "warmup_cosine", total=10, epoch=5, warmup_epochs=1)
+
+    whole, first, second = make(), make(), make()
+    expected = rates(whole, 10)
+    rates(first, 4)
+    second.load_state_dict(first.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    assert rates(second, 6) == expected[4:]
+
+
+def test_stand_in_for_pl_bolts():
+    seen = rates(LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7)
+    assert [lr for lr, in seen] == pytest.approx([warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)])
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_rates_of_a_run_of_one_epoch(tools, unpatched, patched, monkeypatch):
+    """Unpatched, the learning rate of a run of one epoch is the start of the warm-up in every step."""
+    seen = []
+
+    class Recorder(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    method = build_method(tools.make_config("simclr", optimizer__batch_size=256, scheduler__warmup_start_lr=0.01))
+    if not patched:
+        original = unpatched.base.BaseMethod.configure_optimizers
+        monkeypatch.setattr(method, "configure_optimizers", original.__get__(method))
+    trainer = tools.make_trainer(callbacks=[Recorder()], limit_val_batches=0)
+    trainer.fit(method, tools.loader(16, True))
+    if patched:
+        assert seen == pytest.approx([warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)])
+    else:
+        assert seen == pytest.approx([0.01] * 4)
+
+
+def test_a_run_needs_a_length(tools):
+    with pytest.raises(ValueError, match="max_epochs"):
+        steps_of(SimpleNamespace(estimated_stepping_batches=math.inf, num_training_batches=4, accumulate_grad_batches=1))
+    assert steps_of(SimpleNamespace(estimated_stepping_batches=6, num_training_batches=5, accumulate_grad_batches=2)) == (6, 3)
