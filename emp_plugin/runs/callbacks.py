@@ -43,10 +43,10 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step % self.every_n_steps == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            trainer.save_checkpoint(self.folder / LAST)
+            self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.folder / LAST)
+        self._save_last(trainer)
         epoch = trainer.current_epoch + 1
         if epoch % self.frequency and epoch != trainer.max_epochs:
             return
@@ -59,6 +59,11 @@ class Checkpoints(pl.Callback):
                 for old in self.folder.glob("epoch=*.ckpt"):
                     if old != kept:
                         old.unlink()
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a continued run keeps the metrics up to its checkpoint, so they have to be on disk by then
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
 
 
 class StopOnBrokenLoss(pl.Callback):
@@ -97,5 +102,6 @@ class Progress(pl.callbacks.TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
-        rate = self.train_progress_bar.format_dict["rate"]
-        return metrics | ({"patches/s": f"{rate * self.views_per_step:.0f}"} if rate else {})
+        bar = self.train_progress_bar.format_dict
+        steps = bar["n"] - bar["initial"]
+        return metrics | ({"patches/s": f"{steps * self.views_per_step / bar['elapsed']:.0f}"} if steps and bar["elapsed"] else {})
