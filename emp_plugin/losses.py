@@ -14,6 +14,11 @@ class EMPLoss(NamedTuple):
     invariance: Tensor
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself in float32 and float64, in float32 otherwise."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     """Total coding rate ``R(Z) = 1/2 logdet(I + d / (b eps) Z Z^T)``, in nats; large when the rows of Z span many directions.
 
@@ -38,7 +43,7 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
         raise ValueError(f"total_coding_rate needs eps > 0, got {eps}")
     b, d = z.shape[-2:]
     with torch.autocast(z.device.type, enabled=False):
-        z = z if z.dtype == torch.float64 else z.float()
+        z = at_least_float32(z)
         # Z Z^T and Z^T Z give the same determinant (Sylvester); the smaller one is cheaper
         gram = z @ z.mT if b <= d else z.mT @ z
         matrix = torch.eye(min(b, d), dtype=z.dtype, device=z.device) + (d / (b * eps)) * gram
@@ -65,7 +70,7 @@ def patch_invariance(z: Tensor) -> Tensor:
     if z.ndim != 3 or 0 in z.shape:
         raise ValueError(f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
-        z = z if z.dtype == torch.float64 else z.float()
+        z = at_least_float32(z)
         return F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
 
 
@@ -103,6 +108,6 @@ def effective_rank(z: Tensor) -> Tensor:
         A scalar in float32 or better; 0 for all-zero features.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = z if z.dtype == torch.float64 else z.float()
+        z = at_least_float32(z)
         gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
         return gram.diagonal().sum().square() / gram.square().sum().clamp_min(torch.finfo(z.dtype).tiny)

@@ -1,4 +1,6 @@
 """EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as a solo-learn method."""
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -6,8 +8,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from emp_plugin.losses import effective_rank, emp_ssl_loss
+from emp_plugin.losses import at_least_float32, effective_rank, emp_ssl_loss
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
 
 PRESETS = {  # the two columns of the paper: its published code and its text
@@ -30,6 +33,7 @@ class EMPSettings:
     proj_output_dim: int | None = None
     invariance_weight: float = 200.0  # lambda
     eps: float = 0.2  # the paper's eps^2
+    patch_chunk: int | None = None  # patches per image in memory at a time; a chunk is a BatchNorm group; None: all n
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -43,6 +47,8 @@ class EMPSettings:
             raise ValueError(f"method_kwargs.invariance_weight must not be negative, got {self.invariance_weight}")
         if not self.eps > 0:
             raise ValueError(f"method_kwargs.eps must be positive, got {self.eps}")
+        if self.patch_chunk is not None and self.patch_chunk < 1:
+            raise ValueError(f"method_kwargs.patch_chunk must be at least 1, or null for all patches at once, got {self.patch_chunk}")
 
 
 class EMP(BaseMethod):
@@ -58,14 +64,14 @@ class EMP(BaseMethod):
     lr_scaled_by_batch_size = False  # the published learning rate of 0.3 is used as it is
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self_settings, args, kwargs = split_settings(EMPSettings, args, kwargs)
+        settings, args, kwargs = split_settings(EMPSettings, args, kwargs)
         super().__init__(*args, **kwargs)
-        self.settings = self_settings
-        self.extra_args = asdict(self_settings)
-        width = self_settings.embedding_dim or self.features_dim
-        self.embedder = _dense(self.features_dim, width) if self_settings.embedding_dim else nn.Identity()
-        self.projector = nn.Sequential(*_dense(width, self_settings.proj_hidden_dim),
-                                       nn.Linear(self_settings.proj_hidden_dim, self_settings.proj_output_dim))
+        self.settings = settings
+        self.extra_args = asdict(settings)
+        width = settings.embedding_dim or self.features_dim
+        self.embedder = _dense(self.features_dim, width) if settings.embedding_dim else nn.Identity()
+        self.projector = nn.Sequential(*_dense(width, settings.proj_hidden_dim),
+                                       nn.Linear(settings.proj_hidden_dim, settings.proj_output_dim))
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -83,16 +89,27 @@ class EMP(BaseMethod):
         n, b = patches.shape[:2]
         out = self.features(patches.flatten(0, 1))
         z = self.projector(out.get("embedding", out["backbone"]))
-        return out["backbone"].unflatten(0, (n, b)), F.normalize(z.float(), dim=-1).unflatten(0, (n, b))
+        return out["backbone"].unflatten(0, (n, b)), F.normalize(at_least_float32(z), dim=-1).unflatten(0, (n, b))
+
+    def project_chunks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`project`, ``patch_chunk`` patches at a time and without keeping their activations.
+
+        Activation checkpointing runs each chunk once for its z and again, when the gradient of the loss with respect to z is known,
+        for the gradients of the weights; so the objective is taken once over all patches. Only one chunk's activations exist at a time.
+        """
+        context = lambda: (nullcontext(), frozen_batch_statistics(self))  # noqa: E731
+        parts = [checkpoint(self.project, chunk, use_reentrant=False, context_fn=context) for chunk in patches.split(self.settings.patch_chunk)]
+        return tuple(torch.cat(part) for part in zip(*parts))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on solo-learn's ``[indices, X, targets]``; X is (n, b, 3, s, s) or a list of n tensors (b, 3, s, s)."""
         _, x, targets = batch
-        h, z = self.project(x if isinstance(x, Tensor) else torch.stack(x))
+        x = x if isinstance(x, Tensor) else torch.stack(x)
+        h, z = self.project_chunks(x) if self.settings.patch_chunk else self.project(x)
         out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps)
 
         # the online classifier sees the bag of the image's patches; its gradient stops at the features
-        logits = self.classifier(h.float().mean(0).detach())
+        logits = self.classifier(at_least_float32(h).mean(0).detach())
         labelled = targets >= 0
         class_loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum") / labelled.sum().clamp_min(1)
         accuracy = 100 * (logits.argmax(-1) == targets).sum() / labelled.sum().clamp_min(1)
@@ -101,6 +118,20 @@ class EMP(BaseMethod):
                        "train_effective_rank": effective_rank(z.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy},
                       sync_dist=True)
         return out.loss + class_loss
+
+
+@contextmanager
+def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, BatchNorm normalises by the batch as in training but leaves its running statistics and counters as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, counter) in zip(layers, before):
+            layer.momentum, layer.num_batches_tracked = momentum, counter
 
 
 def _dense(inputs: int, outputs: int) -> nn.Sequential:

@@ -101,6 +101,7 @@ def test_channels_last_and_stem(method):
     ("method_kwargs.invariance_weight=-1", "invariance_weight"),
     ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
     ("method_kwargs.lambda=200", "lambda"),
+    ("method_kwargs.patch_chunk=0", "patch_chunk"),
     ("backbone.name=resnet19", "resnet19"),
 ])
 def test_impossible_settings_are_named(config, override, message):
@@ -111,3 +112,51 @@ def test_impossible_settings_are_named(config, override, message):
 def test_settings_keep_what_is_set():
     assert EMPSettings(preset="paper", proj_output_dim=64).proj_output_dim == 64
     assert EMPSettings().embedding_dim == 4096 and EMPSettings(preset="paper").embedding_dim == 0
+
+
+def grouped_reference(model, patches, chunk):
+    """z (n, b, d) of chunks that each are a BatchNorm group, with the whole graph kept."""
+    parts = []
+    for part in patches.split(chunk):
+        h = backbone_of(model)(part.flatten(0, 1))
+        parts.append(F.normalize(model.projector(model.embedder(h)), dim=1).unflatten(0, part.shape[:2]))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance):
+    """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph."""
+    settings = ["method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"]
+    model = method("method_kwargs.patch_chunk=2", *settings).to(dtype).train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    patches, targets = torch.randn(5, 8, 3, 16, 16, dtype=dtype), torch.full((8,), -1)
+    model.training_step([torch.arange(8), patches, targets], 0).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    after = {name: value.clone() for name, value in model.named_buffers()}
+
+    model.zero_grad()
+    model.load_state_dict(state)
+    z = grouped_reference(model, patches, 2)
+    emp_ssl_loss(z if dtype == torch.float64 else z.float()).loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale))
+    for name, value in model.named_buffers():
+        torch.testing.assert_close(after[name], value, rtol=tolerance, atol=tolerance)
+        assert "num_batches" not in name or value == 3  # three chunks, each counted once
+
+
+def test_chunks_need_not_keep_the_activations(method):
+    """Between forward and backward nothing of a chunk's size is kept but its patches and projections."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    model = method("method_kwargs.patch_chunk=1").train()
+    patches = torch.randn(3, 4, 3, 16, 16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.training_step([torch.arange(4), patches, torch.full((4,), -1)], 0)
+    assert max(kept) <= patches.numel() * 4  # an activation of the first stage alone has 3 * 4 * 64 * 16 * 16 numbers
