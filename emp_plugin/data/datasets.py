@@ -118,7 +118,7 @@ def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
 
 def _read_folder(folder: Path, size: int) -> ImageData:
     try:
-        listing = ImageFolder(str(folder))
+        listing = ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in Image.registered_extensions())
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
     images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)

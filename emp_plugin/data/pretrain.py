@@ -4,7 +4,7 @@ The order of the images and every augmentation depend on (seed, epoch, step) alo
 sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
 """
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from emp_plugin.data.datasets import ImageData
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
+T = TypeVar("T")
 ORDER, VIEWS = 0, 1  # separate random streams of one seed
 
 
@@ -103,8 +104,8 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 class PretrainData(pl.LightningDataModule):
     """Batches for pretraining and validation, with views made on the device.
 
-    Training batches reach the method in solo-learn's form ``[indices, X, targets]``; X is a list of views (b, 3, s, s), or one tensor
-    (n, b, 3, s, s) when there is a single recipe of several patches. Validation batches are ``(X, targets)``.
+    Training batches reach the method in solo-learn's form ``[indices, X, targets]``; X is a list of views (b, 3, s, s), or, ``stacked``,
+    the one tensor (n, b, 3, s, s) that a single recipe of n patches gives. Validation batches are ``(X, targets)``.
 
     Args:
         train, validation: images; ``validation`` may be None.
@@ -112,20 +113,33 @@ class PretrainData(pl.LightningDataModule):
         batch_size: images per step of one process.
         seed: of the order and of the augmentations.
         num_workers: DataLoader processes; none are needed for images in memory.
+        stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
     """
 
-    def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0):
+    def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0,
+                 stacked: bool = False):
         super().__init__()
         self.train, self.validation = train, validation
-        self.views = views
+        self.views, self.stacked = views, stacked
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.resumed_batches = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._batches()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # Lightning makes the loader, whose workers begin to fetch, before it restores its own count
+        self.resumed_batches = state["batches"]
+
+    def _batches(self) -> int:
+        return max(self.resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def _position(self) -> tuple[int, int]:
-        """(epoch, step) of the next batch, from Lightning's count of batches, which its checkpoints restore."""
+        """(epoch, step) of the next batch."""
         steps = len(self.sampler)
         limit = self.trainer.limit_train_batches
         steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
-        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+        return divmod(self._batches(), steps)
 
     def train_dataloader(self) -> DataLoader:
         self.sampler = StepSampler(len(self.train), self.batch_size, self.seed, self._position, self.trainer.global_rank, self.trainer.world_size)
@@ -137,7 +151,7 @@ class PretrainData(pl.LightningDataModule):
         return self._loader(EvaluationDataset(self.validation), batch_size=256)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
-        return DataLoader(dataset, collate_fn=lambda batch: batch, num_workers=self.num_workers,
+        return DataLoader(dataset, collate_fn=as_it_is, num_workers=self.num_workers,
                           persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(), **kwargs)
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
@@ -146,12 +160,17 @@ class PretrainData(pl.LightningDataModule):
             recipe = self.views[0].recipe
             return normalise(images, recipe.mean, recipe.std), targets
         step, images, targets = batch
-        return [step.indices, make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size), targets]
+        made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
+        return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
 
 
-def make_views(views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int) -> Tensor | list[Tensor]:
-    """The views of one step's images: drawn for the global batch, then sliced to this process's images."""
+def as_it_is(batch: T) -> T:
+    """The datasets fetch whole batches: nothing to collate."""
+    return batch
+
+
+def make_views(views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int) -> list[Tensor]:
+    """The views of one step's images, (n, b, 3, s, s) per recipe: drawn for the global batch, then sliced to this process's images."""
     draws = generator(seed, VIEWS, step.epoch, step.step)
     mine = slice(step.start, step.start + len(images))
-    made = [view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]
-    return made[0] if len(made) == 1 else [x for view in made for x in view]
+    return [view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]

@@ -36,6 +36,10 @@ class EMPSettings:
     patch_chunk: int | None = None  # patches per image in memory at a time; a chunk is a BatchNorm group; None: all n
 
     def __post_init__(self):
+        for name, value in asdict(self).items():
+            kinds = {"preset": str, "invariance_weight": (int, float), "eps": (int, float)}.get(name, (int, type(None)))
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"method_kwargs.{name} has the wrong type: {value!r}")
         if self.preset not in PRESETS:
             raise ValueError(f"method_kwargs.preset must be one of {', '.join(PRESETS)}, got '{self.preset}'")
         for name, value in PRESETS[self.preset].items():
@@ -113,6 +117,9 @@ class EMP(BaseMethod):
         labelled = targets >= 0
         class_loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum") / labelled.sum().clamp_min(1)
         accuracy = 100 * (logits.argmax(-1) == targets).sum() / labelled.sum().clamp_min(1)
+
+        if self.knn_eval:  # solo-learn's online k-NN, which validation queries
+            self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
 
         self.log_dict({"train_loss": out.loss, "train_coding_rate": out.coding_rate, "train_invariance": out.invariance,
                        "train_effective_rank": effective_rank(z.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy},

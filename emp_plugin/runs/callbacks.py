@@ -1,6 +1,7 @@
 """What watches a training run: checkpoints, the check for a broken loss, and the progress bar."""
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, every_n_steps: int, frequency: int, keep_previous: bool, config: dict[str, Any]):
         self.folder, self.every_n_steps, self.frequency, self.keep_previous = folder, every_n_steps, frequency, keep_previous
         self.config = config
+        self.saved_step = 0
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        step = trainer.global_step  # stands still while gradients accumulate
+        due = step % self.every_n_steps == 0 and step > self.saved_step and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if due and torch.isfinite(outputs["loss"]):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -64,6 +68,7 @@ class Checkpoints(pl.Callback):
         for logger in trainer.loggers:
             logger.save()  # a continued run keeps the metrics up to its checkpoint, so they have to be on disk by then
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self.saved_step = trainer.global_step
 
 
 class StopOnBrokenLoss(pl.Callback):
@@ -76,10 +81,14 @@ class StopOnBrokenLoss(pl.Callback):
     """
 
     pending: tuple[int, float, torch.Tensor] | None = None
+    rate = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._check()
-        self.pending = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"], outputs["loss"].detach()
+        self.pending = trainer.global_step, self.rate, outputs["loss"].detach()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check()
@@ -93,15 +102,25 @@ class StopOnBrokenLoss(pl.Callback):
 
 
 class Progress(pl.callbacks.TQDMProgressBar):
-    """Lightning's progress bar with the number of patches (views) trained on per second."""
+    """Lightning's progress bar with the number of patches (views) trained on per second, since this process began."""
 
     def __init__(self, views_per_step: int):
         super().__init__()
         self.views_per_step = views_per_step
+        self.batches = 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if not self.batches:
+            self.began = time.perf_counter()
+        super().on_train_batch_start(*args)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.batches += 1
+        super().on_train_batch_end(*args)
 
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
-        bar = self.train_progress_bar.format_dict
-        steps = bar["n"] - bar["initial"]
-        return metrics | ({"patches/s": f"{steps * self.views_per_step / bar['elapsed']:.0f}"} if steps and bar["elapsed"] else {})
+        if self.batches:
+            metrics["patches/s"] = f"{self.batches * self.views_per_step / (time.perf_counter() - self.began):.0f}"
+        return metrics

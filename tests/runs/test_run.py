@@ -89,6 +89,26 @@ def test_a_run_cut_short_in_an_epoch_ends_as_if_it_never_was(finished, tmp_path,
     assert len(list((tmp_path / "emp").iterdir())) == 2
 
 
+def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(finished, tmp_path, monkeypatch):
+    def cut(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("emp_plugin.runs.training.evaluate_run", cut)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True")
+    run = the_run(tmp_path)
+    before = (run / "last.ckpt").read_bytes()
+    assert not (run / "summary.json").exists()
+    assert pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True") == 0
+    assert (run / "last.ckpt").read_bytes() == before
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, finished)]
+    for key in ("epochs", "steps", "images", "patches"):
+        assert summaries[0][key] == summaries[1][key]
+    assert [row["top1"] for row in summaries[0]["evaluation"]] == [row["top1"] for row in summaries[1]["evaluation"]]
+    assert len(pd.read_csv(run / "metrics.csv")) == len(pd.read_csv(finished / "metrics.csv"))
+
+
 @pytest.mark.parametrize("main,config,probe", [(main_linear, "linear", "linear"), (main_knn, "knn", "knn")])
 def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, config, probe):
     arguments = ["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp", "evaluation.views=[bag]",

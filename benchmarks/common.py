@@ -1,0 +1,74 @@
+"""Side-by-side timing, and the table and JSON that every benchmark leaves."""
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from emp_plugin.runs.folder import versions, write_text
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def arguments(description: str, trials: int) -> argparse.Namespace:
+    """``--json FILE --trials N`` and ``--small``, which only shows that the script runs: its figures mean nothing."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--trials", type=int, default=trials)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    return parser.parse_args()
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call, the device's work included."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def side_by_side(ours: Callable[[], Any], reference: Callable[[], Any], trials: int) -> dict[str, Any]:
+    """Time both in turn, ``trials`` times after one warm-up each: seconds (median, min, max), and the median of the trials' ratios.
+
+    In turn, so that a machine that slows down slows both.
+    """
+    ours(), reference()
+    pairs = [(seconds(ours), seconds(reference)) for _ in range(trials)]
+    return {"ours": _spread([a for a, _ in pairs]), "reference": _spread([b for _, b in pairs]),
+            "ratio": statistics.median(b / a for a, b in pairs)}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def report(title: str, cases: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    """Print the cases and write them as one JSON object. A case holds at least ours, reference and ratio (reference / ours)."""
+    table = Table(title=f"{title} ({args.trials} trials, {versions()['hardware']}, torch {torch.__version__})")
+    for column in ("case", "ours, s: median (min to max)", "reference, s", "reference / ours"):
+        table.add_column(column)
+    for name, case in cases.items():
+        times = [f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" for t in (case["ours"], case["reference"])]
+        table.add_row(name, *times, f"{case['ratio']:.2f}")
+    Console().print(table)
+    if args.json:
+        hardware = f"{versions()['hardware']}, {_processor()}, {torch.get_num_threads()} threads"
+        write_text(args.json, json.dumps({"benchmark": title, "hardware": hardware, "versions": versions(), "trials": args.trials,
+                                          "small": args.small, "cases": cases}, indent=2) + "\n")
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        return next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return platform.processor()
