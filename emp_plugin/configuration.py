@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES
 from emp_plugin.errors import UserError
@@ -45,8 +47,9 @@ class Data:
     num_workers: int = 0
     fraction: float = -1
     num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
-    patch_size: int = 16  # their side in the image's pixels,
+    patch_size: Optional[int] = 16  # their side in the image's pixels,
     output_size: int = 32  # and the side they are resized to
+    scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
 
 
@@ -126,8 +129,8 @@ class Evaluation:
     enabled: bool = True
     views: list[str] = field(default_factory=lambda: ["whole", "bag"])
     probes: list[str] = field(default_factory=lambda: ["linear", "knn"])
-    bag_patches: int = 128
-    bag_augmented: bool = True  # as published: patches for the probe are augmented like those of training
+    bag_patches: Optional[int] = None  # as published 128 on a GPU; without one 16
+    bag_augmented: Optional[bool] = None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
     linear: LinearProbe = field(default_factory=LinearProbe)
 
 
@@ -160,8 +163,8 @@ class ProbeData:
 
     dataset: Optional[str] = None
     train_path: Optional[str] = None
-    holdout: float = 0.0
-    fraction: float = -1
+    holdout: Optional[float] = None
+    fraction: Optional[float] = None
 
 
 @dataclass
@@ -177,6 +180,7 @@ class Probe:
 
 # Trainer arguments that a run sets itself
 OURS = {"self", "logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "max_epochs"}
+PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
 TRAINER_KEYS = set(inspect.signature(pl.Trainer.__init__).parameters) - OURS
 
 
@@ -204,12 +208,19 @@ def read_config(config_path: str, config_name: str, overrides: list[str], schema
     for item in overrides:
         if "=" not in item and not item.startswith("~"):
             raise UserError(f"'{item}' is not an override; settings are written key=value")
-    plain = [_hydra_override(item, {path.name for path in folder.iterdir() if path.is_dir()}) for item in overrides]
+    groups = {path.name for path in folder.iterdir() if path.is_dir()}
+    # Hydra takes the value of a group for a file's name; a list or mapping in its place is merged afterwards
+    inline = [item for item in overrides if item.partition("=")[0] in groups and item.partition("=")[2][:1] in ("[", "{")]
+    plain = [_hydra_override(item, groups) for item in overrides if item not in inline]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
             composed = compose(config_name=config_name.removesuffix(".yaml"), overrides=plain)
-    except (HydraException, OmegaConfBaseException) as error:
+        OmegaConf.set_struct(composed, False)
+        for item in inline:
+            key, _, value = item.partition("=")
+            composed[key] = OmegaConf.create(value)
+    except (HydraException, OmegaConfBaseException, TypeError, YAMLError) as error:
         raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
     return check_config(composed, schema)
 
@@ -283,6 +294,14 @@ def _check_run(cfg: DictConfig) -> None:
     methods = sorted(set(METHODS) - {"base", "linear"})
     _require(cfg.method in methods, f"unknown method '{cfg.method}'; choose one of {', '.join(methods)}")
     _require(cfg.data.dataset in NUM_CLASSES, f"unknown data.dataset '{cfg.data.dataset}'; choose one of {', '.join(NUM_CLASSES)}")
+    _require(cfg.seed >= 0, f"seed must not be negative, got {cfg.seed}")
+    _require(cfg.get("max_steps", -1) == -1, "max_steps is not supported: set max_epochs, and limit_train_batches for a part of an epoch")
+    _require(str(cfg.get("precision", 32)) in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {cfg.get('precision')}")
+    _require(cfg.data.num_workers >= 0, f"data.num_workers must not be negative, got {cfg.data.num_workers}")
+    _require(cfg.data.fraction == -1 or 0 < cfg.data.fraction <= 1, f"data.fraction must be -1 (all) or in (0, 1], got {cfg.data.fraction}")
+    _require(cfg.optimizer.weight_decay >= 0 and cfg.optimizer.classifier_lr >= 0, "optimizer: weight_decay and classifier_lr must not be negative")
+    for name, value in cfg.optimizer.kwargs.items():
+        _require(isinstance(value, (int, float, bool, ListConfig)), f"optimizer.kwargs.{name} must be a number, got '{value}'")
     _require(cfg.max_epochs >= 1, f"max_epochs must be at least 1, got {cfg.max_epochs}")
     _require(cfg.optimizer.batch_size >= 2, f"optimizer.batch_size must be at least 2 (BatchNorm needs it), got {cfg.optimizer.batch_size}")
     _require(cfg.optimizer.lr > 0, f"optimizer.lr must be positive, got {cfg.optimizer.lr}")
@@ -298,8 +317,13 @@ def _check_run(cfg: DictConfig) -> None:
 
 
 def _check_evaluation(cfg: DictConfig) -> None:
+    """Also settles what is left to the machine: the bag of features."""
     _require(set(cfg.views) <= {"whole", "bag"}, f"evaluation.views knows whole and bag, got {list(cfg.views)}")
     _require(set(cfg.probes) <= {"linear", "knn"}, f"evaluation.probes knows linear and knn, got {list(cfg.probes)}")
+    _require(len(cfg.views) > 0 and len(cfg.probes) > 0, "evaluation.views and evaluation.probes must not be empty; evaluation.enabled=False skips it")
+    gpu = torch.cuda.is_available()
+    cfg.bag_patches = (128 if gpu else 16) if cfg.bag_patches is None else cfg.bag_patches
+    cfg.bag_augmented = gpu if cfg.bag_augmented is None else cfg.bag_augmented
     _require(cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}")
     _require(cfg.linear.epochs >= 1 and cfg.linear.lr > 0 and cfg.linear.batch_size >= 1,
              "evaluation.linear: epochs and batch_size must be at least 1, lr positive")

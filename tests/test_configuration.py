@@ -1,9 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from emp_plugin.configuration import Probe, read_config, recipes, trainer_arguments
 from emp_plugin.errors import UserError
-
-from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -28,6 +28,13 @@ def test_overrides(config):
     assert trainer_arguments(cfg)["limit_train_batches"] == 5 and cfg.method_kwargs.preset == "paper"
 
 
+def test_patches_by_share_of_the_image(config):
+    (recipe,) = recipes(config("cifar/emp", "data.patch_size=null", "data.scale=[0.2,0.5]"))
+    assert (recipe.patch_size, recipe.scale, recipe.ratio, recipe.num_patches) == (None, (0.2, 0.5), (1.0, 1.0), 20)
+    (recipe,) = recipes(config("cifar/emp", "augmentations=[{crop_size: 24, num_crops: 3, patch_size: 8}]"))
+    assert (recipe.patch_size, recipe.output_size, recipe.num_patches) == (8, 24, 3)
+
+
 @pytest.mark.parametrize("override,message", [
     ("optimzer.lr=1", "unknown setting 'optimzer.*did you mean 'optimizer"),
     ("optimizer.learning_rate=1", "unknown setting 'optimizer.learning_rate'"),
@@ -39,11 +46,17 @@ def test_overrides(config):
     ("optimizer.batch_size=1", "batch_size must be at least 2"),
     ("data.patch_size=33", "larger than the images"),
     ("data.num_patches=0", "augmentations: num_patches"),
-    ("augmentations=[{colour_jitter:{prob:1}}]", "augmentations.*colour_jitter"),
+    ("augmentations=[{colour_jitter: {prob: 1}}]", "unknown augmentation keys: colour_jitter"),
     ("augmentations=unheard_of", "unheard_of"),
     ("scheduler.interval=epoch", "scheduler.interval"),
     ("evaluation.views=[top]", "evaluation.views"),
     ("data.holdout=1.5", "data.holdout"),
+    ("data.fraction=2", "data.fraction"),
+    ("data.scale=[0.2,0.3]", "set patch_size to null"),
+    ("seed=-1", "seed must not be negative"),
+    ("optimizer.kwargs.eta=fast", "optimizer.kwargs.eta must be a number"),
+    ("optimizer.weight_decay=-1", "weight_decay"),
+    ("evaluation.probes=[]", "must not be empty"),
     ("optimizer.lr", "key=value"),
     ("limit_trian_batches=3", "did you mean 'limit_train_batches'"),
     ("name=???", "name is not set"),

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import secrets
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from emp_plugin import __version__
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import GENERATION, VERSION
 
@@ -67,8 +69,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(temporary, path)
 
 
+def _commit() -> str:
+    """Commit of the checkout that this package runs from, "unknown" for an installed one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the hardware it ran on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "hydra-core")}
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
-    return {"python": platform.python_version(), **packages, "solo-learn": f"{VERSION} ({GENERATION})", "hardware": hardware}
+    return {"emp_plugin": __version__, "commit": _commit(), "python": platform.python_version(), **packages, "solo-learn": f"{VERSION} ({GENERATION})", "hardware": hardware}

@@ -28,18 +28,22 @@ def fresh_method(cfg: DictConfig) -> pl.LightningModule:
         model = build_method(cfg)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    return model if cfg.performance.disable_channel_last else model.to(memory_format=torch.channels_last)
+    return model
 
 
-def load_method(path: str | Path) -> tuple[pl.LightningModule, DictConfig]:
-    """The trained method of a checkpoint and the configuration it was trained with, which travels in the file.
+def load_method(path: str | Path, like: DictConfig | None = None) -> tuple[pl.LightningModule, DictConfig, dict[str, Any]]:
+    """The trained method of a checkpoint, the configuration it was trained with (it travels in the file), and the checkpoint.
+
+    Args:
+        path: the file.
+        like: a configuration whose method and network the checkpoint must have.
 
     Raises:
-        UserError: for a file that is missing, broken, or no checkpoint of this project.
+        UserError: for a file that is missing, broken, no checkpoint of this project, or of another method or network.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"pretrained_feature_extractor={path} is not a file")
+        raise UserError(f"checkpoint {path} is not a file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -47,29 +51,35 @@ def load_method(path: str | Path) -> tuple[pl.LightningModule, DictConfig]:
     if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from")
     cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
+    for key in ("method", "backbone", "method_kwargs"):
+        if like is not None and cfg[key] != like[key]:
+            raise UserError(f"{path} is of another run: its {key} is {cfg[key]}, this one's {like[key]}")
     method = fresh_method(cfg)
     try:
         method.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit its configuration ({str(error).splitlines()[1].strip()})") from error
-    return method, cfg
+    return method, cfg, checkpoint
 
 
 def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
-    """Evaluate a checkpoint of any method; leaves ``<probes>-<dataset>-<checkpoint>.csv`` beside it and returns its rows.
+    """Evaluate a checkpoint of any method; leaves ``<probes>-<dataset>-<checkpoint>-<bag>.csv`` beside it and returns its rows.
 
     Raises:
         UserError: for a checkpoint or data that cannot be read.
     """
-    method, cfg = load_method(probe.pretrained_feature_extractor)
+    method, cfg, _ = load_method(probe.pretrained_feature_extractor)
     dataset = probe.data.dataset or cfg.data.dataset
-    train, test = load_dataset(dataset, probe.data.train_path or cfg.data.train_path, probe.data.holdout, probe.data.fraction)
+    given = {key: value for key, value in probe.data.items() if value is not None}
+    data = OmegaConf.merge(cfg.data, given)  # what is not given is the checkpoint's, its hold-out included
+    train, test = load_dataset(dataset, data.train_path, data.holdout, data.fraction)
     device = torch.device("cuda" if probe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
     rows = evaluate_run(cfg, probe.evaluation, method, train, test, device)
     path = Path(probe.pretrained_feature_extractor).expanduser()
     print_table(rows, f"{path} on {dataset}")
-    out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}.csv")
+    bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
+    out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
     write_rows(out, rows)
     print(f"results: {out}")
     return rows

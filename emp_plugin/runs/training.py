@@ -1,5 +1,6 @@
 """One pretraining run, from configuration to summary."""
 import json
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
 from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_rows, write_text
-from emp_plugin.runs.probing import evaluate_run, fresh_method, print_table
+from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -28,15 +29,16 @@ def pretrain(cfg: DictConfig) -> Path:
     """
     train, test = load_dataset(cfg.data.dataset, cfg.data.train_path, cfg.data.holdout, cfg.data.fraction)
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
-    data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers)
+    data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp")
     if len(train) < cfg.optimizer.batch_size:
         raise UserError(f"{len(train)} training images are fewer than optimizer.batch_size={cfg.optimizer.batch_size}")
     model = fresh_method(cfg)
-    folder = unfinished_folder(cfg) if cfg.auto_resume.enabled else None
+    folder = unfinished_folder(cfg) if cfg.auto_resume.enabled and not cfg.resume_from_checkpoint else None
     checkpoint = folder / LAST if folder else cfg.resume_from_checkpoint
-    if checkpoint and not Path(checkpoint).is_file():
-        raise UserError(f"resume_from_checkpoint={checkpoint} is not a file")
+    resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
     trainer = build_trainer(cfg, views)
+    if trainer.world_size > 1:
+        raise UserError(f"{trainer.world_size} processes are not supported yet; set devices=1")
     folder = folder or new_folder(cfg)
     print(f"run folder: {folder}" + (f", continued from {checkpoint}" if checkpoint else ""))
 
@@ -45,30 +47,33 @@ def pretrain(cfg: DictConfig) -> Path:
     if cfg.checkpoint.enabled:
         trainer.callbacks.append(Checkpoints(folder, cfg.checkpoint.every_n_steps, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev,
                                              OmegaConf.to_container(cfg)))
-    trainer.loggers = build_loggers(cfg, folder, steps_done(checkpoint))
+    trainer.loggers = build_loggers(cfg, folder, resumed_step)
     draw_first_patches(cfg, train, views, folder)
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise UserError(f"interrupted; the same command continues from {folder / LAST}")
-    if not trainer.is_global_zero:
-        return folder
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        kept = (f"the same command continues from {folder / LAST}" if cfg.auto_resume.enabled else f"continue with resume_from_checkpoint={folder / LAST}")
+        raise UserError(f"interrupted; {kept}" if (folder / LAST).exists() else "interrupted before the first checkpoint") from stop
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}") from error
 
     trained = timer.time_elapsed("train")
     began = time.perf_counter()
     device = trainer.strategy.root_device
     rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device) if cfg.evaluation.enabled else []
-    pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     images = trainer.global_step * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * trainer.world_size
     patches = images * sum(recipe.num_patches for recipe in recipes(cfg))
     summary = {
         "method": cfg.method, "name": cfg.name, "dataset": cfg.data.dataset, "holdout": cfg.data.holdout, "seed": cfg.seed,
         "epochs": trainer.current_epoch, "steps": trainer.global_step, "images": images, "patches": patches,
         "train_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - began, 1),
-        "patches_per_second": round(patches / trained, 1), "versions": versions(), "evaluation": rows,
+        "patches_per_second": round(patches / trained, 1), "command": " ".join(sys.argv), "versions": versions(), "evaluation": rows,
     }
     if rows:
         write_rows(folder / "evaluation.csv", rows)
         print_table(rows, f"{cfg.name}: {trainer.current_epoch} epochs, {trainer.global_step} steps, {trained / 60:.1f} minutes of training")
+    if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
+        pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     print(f"results: {folder}")
     return folder
@@ -87,13 +92,6 @@ def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch]) -> pl.Trainer:
         raise UserError(f"Trainer: {error}") from error
 
 
-def steps_done(checkpoint: str | Path | None) -> int:
-    """Optimiser steps that a checkpoint has behind it."""
-    if not checkpoint:
-        return 0
-    return torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"]
-
-
 def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     """metrics.csv always (a continued run keeps the rows before ``resumed_step``), TensorBoard and W&B by setting."""
     earlier = folder / "metrics.csv"
@@ -104,6 +102,14 @@ def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.l
         csv.experiment.metrics += [{key: value for key, value in row.items() if pd.notna(value)} for row in rows]
     csv.save()
     loggers = [csv]
+    try:
+        return loggers + _optional_loggers(cfg, folder)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}; install it, or switch that logger off") from error
+
+
+def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
+    loggers = []
     if cfg.tensorboard.enabled:
         loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
     if cfg.wandb.enabled:
@@ -113,7 +119,7 @@ def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.l
 
 
 def draw_first_patches(cfg: DictConfig, train: ImageData, views: list[BatchMultiPatch], folder: Path) -> None:
-    """patches.png: the first image of the training set as step 0 would cut it."""
+    """patches.png: the first image of the training set, cut and augmented by the run's recipes."""
     made = make_views(views, train.images[:1], Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
-    patches = made[:, 0] if isinstance(made, torch.Tensor) else torch.stack([view[0] for view in made])
+    patches = torch.cat([view[:, 0] for view in made])
     pictures.draw_patches(train.images[0], patches, views[0].recipe, folder / "patches.png")

@@ -35,8 +35,8 @@ def test_processes_share_the_global_batch(world_size):
     views = [BatchMultiPatch(num_patches=3, patch_size=8, output_size=8)]
     for together, *apart in zip(single, *shares):
         assert torch.equal(together.indices, torch.cat([share.indices for share in apart]))
-        expected = make_views(views, images[together.indices], together, seed=1, global_batch=8)
-        got = torch.cat([make_views(views, images[share.indices], share, seed=1, global_batch=8) for share in apart], 1)
+        (expected,) = make_views(views, images[together.indices], together, seed=1, global_batch=8)
+        got = torch.cat([make_views(views, images[share.indices], share, seed=1, global_batch=8)[0] for share in apart], 1)
         torch.testing.assert_close(got, expected)
 
 
@@ -47,7 +47,7 @@ def test_views_depend_on_seed_epoch_and_step_alone():
     once = make_views(views, images, step, 0, 4)
     torch.rand(100)  # the global generator must not matter
     again = make_views(views, images, step, 0, 4)
-    assert [x.shape for x in once] == [(4, 3, 8, 8)] * 2 + [(4, 3, 16, 16)] and all(torch.equal(a, b) for a, b in zip(once, again))
+    assert [x.shape for x in once] == [(2, 4, 3, 8, 8), (1, 4, 3, 16, 16)] and all(torch.equal(a, b) for a, b in zip(once, again))
     for other in (make_views(views, images, step, 1, 4), make_views(views, images, step._replace(step=1), 0, 4),
                   make_views(views, images, step._replace(epoch=1), 0, 4)):
         assert not torch.equal(once[0], other[0])
@@ -55,7 +55,7 @@ def test_views_depend_on_seed_epoch_and_step_alone():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_reach_the_method_in_solo_learn_s_form(digits, num_workers):
-    data = PretrainData(*digits, [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16)], 8, 0, num_workers)
+    data = PretrainData(*digits, [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16)], 8, 0, num_workers, stacked=True)
     data.trainer = SimpleNamespace(limit_train_batches=1.0, global_rank=0, world_size=1, fit_loop=SimpleNamespace(
         epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))))
     loader = data.train_dataloader()
@@ -63,6 +63,8 @@ def test_batches_reach_the_method_in_solo_learn_s_form(digits, num_workers):
     assert batch.images.dtype == torch.uint8 and len(loader) == len(digits[0]) // 8
     indices, x, targets = data.on_after_batch_transfer(batch, 0)
     assert x.shape == (3, 8, 3, 16, 16) and torch.equal(digits[0].targets[indices], targets)
+    data.stacked = False
+    assert [view.shape for view in data.on_after_batch_transfer(batch, 0)[1]] == [(8, 3, 16, 16)] * 3
     validation = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     assert torch.equal(torch.cat([y for _, y in validation]), digits[1].targets)  # the incomplete last batch counts
     torch.testing.assert_close(validation[0][0], normalise(digits[1].images[:256], (0.5,) * 3, (0.5,) * 3))

@@ -101,6 +101,7 @@ def test_channels_last_and_stem(method):
     ("method_kwargs.invariance_weight=-1", "invariance_weight"),
     ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
     ("method_kwargs.lambda=200", "lambda"),
+    ("method_kwargs.proj_hidden_dim=wide", "proj_hidden_dim has the wrong type: 'wide'"),
     ("method_kwargs.patch_chunk=0", "patch_chunk"),
     ("backbone.name=resnet19", "resnet19"),
 ])
