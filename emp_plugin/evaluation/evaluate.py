@@ -1,5 +1,6 @@
 """The evaluation of a run: every view, feature and probe of the method, of the same method untrained, and of raw pixels."""
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from emp_plugin.transforms import PatchRecipe
 
 
 def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData, test: ImageData, recipe: PatchRecipe, settings: DictConfig,
-             seed: int, bf16: bool) -> list[dict[str, Any]]:
-    """Probe the features of a trained method beside those of the untrained one and raw pixels.
+             seed: int, bf16: bool) -> Iterator[dict[str, Any]]:
+    """Probe the features of a trained method beside those of the untrained one and raw pixels, the quickest first.
 
     Args:
         trained, untrained: methods, on the device to use.
@@ -25,26 +26,23 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         seed: of the patches.
         bf16: run the networks under bfloat16 autocast.
 
-    Returns:
+    Yields:
         One row (dict) per model, feature, view and probe: ``model, features, view, probe, top1, top5`` (percent) and ``seconds``.
     """
-    rows = []
-    for model, method in ((name, trained), ("untrained", untrained)):
-        for view in settings.views:
-            began = time.perf_counter()
-            train_features, test_features = (
-                extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16, f"{model}, {view}, {split}")
-                for split, data in (("train", train), ("test", test)))
-            label = f"bag of {settings.bag_patches}" if view == "bag" else view
-            rows += _probe(model, label, train_features, test_features, len(train.classes), settings, time.perf_counter() - began,
-                           next(method.parameters()).device)
+    device = next(trained.parameters()).device
     pixels = pixel_features(train, recipe), pixel_features(test, recipe)
-    return rows + _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, next(trained.parameters()).device)
+    yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
+    for view in settings.views:
+        for model, method in ((name, trained), ("untrained", untrained)):
+            began = time.perf_counter()
+            features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16, f"{model}, {view}, {split}")
+                        for split, data in (("train", train), ("test", test))]
+            label = f"bag of {settings.bag_patches}" if view == "bag" else view
+            yield from _probe(model, label, *features, len(train.classes), settings, time.perf_counter() - began, device)
 
 
 def _probe(model: str, view: str, train: Features, test: Features, num_classes: int, settings: DictConfig, seconds: float,
-           device: torch.device) -> list[dict[str, Any]]:
-    rows = []
+           device: torch.device) -> Iterator[dict[str, Any]]:
     for name in train.features:
         for probe in settings.probes:
             began = time.perf_counter()
@@ -54,6 +52,5 @@ def _probe(model: str, view: str, train: Features, test: Features, num_classes: 
                                         settings.linear.batch_size, device)
             else:
                 accuracy = knn_probe(*arguments, device=device)
-            rows.append({"model": model, "features": name, "view": view, "probe": probe, "top1": round(accuracy.top1, 2), "top5": round(accuracy.top5, 2),
-                         "seconds": round(seconds + time.perf_counter() - began, 1)})
-    return rows
+            yield {"model": model, "features": name, "view": view, "probe": probe, "top1": round(accuracy.top1, 2), "top5": round(accuracy.top5, 2),
+                   "seconds": round(seconds + time.perf_counter() - began, 1)}

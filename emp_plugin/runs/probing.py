@@ -75,20 +75,28 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     train, test = load_dataset(dataset, data.train_path, data.holdout, data.fraction)
     device = torch.device("cuda" if probe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
-    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device)
     path = Path(probe.pretrained_feature_extractor).expanduser()
-    print_table(rows, f"{path} on {dataset}")
     bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
     out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
-    write_rows(out, rows)
+    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device, out)
+    print_table(rows, f"{path} on {dataset}")
     print(f"results: {out}")
     return rows
 
 
-def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData, test: ImageData, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed."""
-    return evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
-                    bf16="bf16" in str(cfg.get("precision", "32")))
+def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData, test: ImageData, device: torch.device,
+                 out: Path) -> list[dict[str, Any]]:
+    """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
+
+    ``out`` is a CSV file of the rows so far, so that an evaluation cut short leaves what it has.
+    """
+    rows = []
+    for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
+                        bf16="bf16" in str(cfg.get("precision", "32"))):
+        rows.append(row)
+        write_rows(out, rows)
+        print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}: {row['top1']:.2f}", flush=True)
+    return rows
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -15,7 +15,7 @@ from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
-from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_rows, write_text
+from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_text
 from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
@@ -60,7 +60,7 @@ def pretrain(cfg: DictConfig) -> Path:
     trained = timer.time_elapsed("train")
     began = time.perf_counter()
     device = trainer.strategy.root_device
-    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device) if cfg.evaluation.enabled else []
+    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled else []
     images = trainer.global_step * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * trainer.world_size
     patches = images * sum(recipe.num_patches for recipe in recipes(cfg))
     summary = {
@@ -70,7 +70,6 @@ def pretrain(cfg: DictConfig) -> Path:
         "patches_per_second": round(patches / trained, 1), "command": " ".join(sys.argv), "versions": versions(), "evaluation": rows,
     }
     if rows:
-        write_rows(folder / "evaluation.csv", rows)
         print_table(rows, f"{cfg.name}: {trainer.current_epoch} epochs, {trainer.global_step} steps, {trained / 60:.1f} minutes of training")
     if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
         pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
