@@ -1,4 +1,4 @@
-"""The objective of EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977, section 3) as pure functions of tensors."""
+"""The objective of EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as pure functions of tensors."""
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     Raises:
         ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, or ``eps`` is not positive.
 
-    Source: arXiv 2304.03977, section 3.2, equation 2 (from MCR^2, arXiv 2006.08558, equation 2).
+    Source: R in the objective of arXiv 2304.03977; the coding rate is that of MCR^2 (arXiv 2006.08558).
 
     >>> total_coding_rate(torch.eye(2), eps=1.0)  # 1/2 logdet(2 I)
     tensor(0.6931)
@@ -65,7 +65,7 @@ def patch_invariance(z: Tensor) -> Tensor:
     Raises:
         ValueError: if ``z`` is not three-dimensional or is empty.
 
-    Source: arXiv 2304.03977, section 3.2, equation 3, with the batch mean of the authors' code in place of the sum.
+    Source: D in the objective of arXiv 2304.03977, with the batch mean of the authors' code in place of the sum.
     """
     if z.ndim != 3 or 0 in z.shape:
         raise ValueError(f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}")
@@ -88,7 +88,7 @@ def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2) 
     Raises:
         ValueError: see :func:`total_coding_rate` and :func:`patch_invariance`.
 
-    Source: arXiv 2304.03977, section 3.2, equation 4.
+    Source: the objective of arXiv 2304.03977, negated.
     """
     invariance = patch_invariance(z)
     coding_rate = total_coding_rate(z, eps).mean()

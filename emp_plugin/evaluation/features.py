@@ -1,4 +1,4 @@
-"""Features of a dataset: of whole images, or bags of features (the mean over many patches; arXiv 2304.03977, section 3.3)."""
+"""Features of a dataset: of whole images, or bags of features (the mean over many patches; arXiv 2304.03977)."""
 from collections.abc import Callable
 from typing import NamedTuple
 

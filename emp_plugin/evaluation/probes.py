@@ -22,7 +22,7 @@ def linear_probe(train: Tensor, train_targets: Tensor, test: Tensor, test_target
     """Train a linear classifier on frozen features by SGD and return its accuracy on the test features.
 
     Momentum 0.9, cosine to 0 by epoch, random order, incomplete last batches of training dropped (unless there is nothing else),
-    as in the EMP-SSL authors' evaluation (arXiv 2304.03977, section 4.1). The last epoch is reported, not the best.
+    as in the EMP-SSL authors' evaluation program (of arXiv 2304.03977). The last epoch is reported, not the best.
 
     Args:
         train, test: features (N, f) and (M, f).

@@ -1,6 +1,6 @@
 """A uint8 batch of images -> n augmented patches of each, on any device: the fast path, used for training.
 
-Same recipe as `MultiPatchTransform` (EMP-SSL, arXiv 2304.03977, section 3), every patch with its own parameters. These
+Same recipe as `MultiPatchTransform` (EMP-SSL, arXiv 2304.03977), every patch with its own parameters. These
 are drawn on the CPU, whatever the device, for two reasons: the patches do not depend on the device, and which of them
 are blurred, greyed and so on is known without asking the accelerator (no synchronisation). What follows is one straight
 line over blocks of patches. A block holds patches whose hue shift has the same place in the jitter, so that the costly

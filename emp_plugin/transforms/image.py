@@ -1,6 +1,6 @@
 """One PIL image -> n augmented patches with torchvision's and PIL's own operations: the reference pipeline.
 
-Recipe of EMP-SSL (arXiv 2304.03977, section 3). `BatchMultiPatch` does the same on a whole batch and is what training
+Recipe of EMP-SSL (arXiv 2304.03977). `BatchMultiPatch` does the same on a whole batch and is what training
 uses; this one is the yardstick for it, and drops into solo-learn's pipelines, which chain callables returning lists.
 """
 

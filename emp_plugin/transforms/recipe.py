@@ -1,6 +1,6 @@
 """The settings of one augmentation recipe, shared by the PIL and the batched pipeline.
 
-Defaults are EMP-SSL's for CIFAR (arXiv 2304.03977, section 3 and the published code): 16x16 patches of a 32x32
+Defaults are EMP-SSL's for CIFAR (arXiv 2304.03977 and the published code): 16x16 patches of a 32x32
 image, flipped, colour jittered, greyed, blurred, solarised and normalised, in this order.
 """
 

@@ -77,6 +77,18 @@ def test_the_online_classifier_does_not_train_the_backbone(method):
     assert max(p.grad.abs().max() for p in backbone_of(model).parameters()) < 1e-6
 
 
+def test_online_knn_remembers_the_labelled_images(method):
+    """The bank holds each labelled image once, as the mean of its patches' backbone features; unlabelled ones stay out."""
+    model = method("knn_eval.enabled=True").train()
+    patches, targets = torch.randn(3, 4, 3, 16, 16), torch.tensor([1, -1, 3, 0])
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.training_step([torch.arange(4), patches, targets], 0)
+    model.load_state_dict(state)
+    expected = backbone_of(model)(patches.flatten(0, 1)).unflatten(0, (3, 4)).mean(0)[[0, 2, 3]]
+    torch.testing.assert_close(torch.cat(model.knn.train_features), expected.detach())
+    assert torch.cat(model.knn.train_targets).tolist() == [1, 3, 0]
+
+
 def test_everything_is_optimised_once(method):
     model = method()
     groups = model.learnable_params
