@@ -45,8 +45,12 @@ def side_by_side(ours: Callable[[], Any], reference: Callable[[], Any], trials: 
     """
     ours(), reference()
     pairs = [(seconds(ours), seconds(reference)) for _ in range(trials)]
-    return {"ours": _spread([a for a, _ in pairs]), "reference": _spread([b for _, b in pairs]),
-            "ratio": statistics.median(b / a for a, b in pairs)}
+    return case(*map(list, zip(*pairs)))
+
+
+def case(ours: list[float], reference: list[float]) -> dict[str, Any]:
+    """Seconds of paired trials -> what :func:`report` prints of them."""
+    return {"ours": _spread(ours), "reference": _spread(reference), "ratio": statistics.median(b / a for a, b in zip(ours, reference))}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

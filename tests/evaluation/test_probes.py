@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from emp_plugin.evaluation import knn_probe, linear_probe
-from emp_plugin.evaluation.probes import top_k
+from emp_plugin.evaluation.probes import PROBE_SEED, top_k, train_linear
 
 
 def clouds(n, classes=6, d=12, noise=1.6, seed=0):
@@ -22,6 +22,27 @@ def test_linear_probe_against_scikit_learn():
     assert ours.top1 == pytest.approx(reference, abs=1.5) and ours.top1 < 90  # neither trivial nor hopeless
     assert ours.top5 > ours.top1
     assert linear_probe(x, y, u, v, 6) == ours  # and it can be repeated
+
+
+def test_linear_probe_takes_the_steps_of_torch():
+    x, y = clouds(333)
+    epochs, lr, decay = 3, 0.3, 1e-2
+    draws = torch.Generator().manual_seed(PROBE_SEED)
+    layer = torch.nn.Linear(12, 6)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) / 12**0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for batch in torch.randperm(333, generator=draws)[:330].split(10):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    weight, bias = train_linear(x, y, 6, epochs, lr, decay, batch_size=10)
+    torch.testing.assert_close(weight, layer.weight.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(bias, layer.bias.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_linear_probe_learns_from_few_and_scores_all():

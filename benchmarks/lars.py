@@ -1,0 +1,44 @@
+"""A step of the recipe's LARS, on the parameters of the recipe's model, beside plain SGD with momentum and weight decay."""
+import torch
+from common import arguments, report, side_by_side
+from step import SCRIPTS
+
+from emp_plugin.configuration import read_config, recipes
+from emp_plugin.data import PretrainData, load_dataset
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.runs.training import build_trainer
+from emp_plugin.solo_learn import pl
+from emp_plugin.transforms import BatchMultiPatch
+
+
+class TimeOptimizer(pl.Callback):
+    """Times the optimiser that Lightning has made for the method, after the first step has left gradients."""
+
+    def __init__(self, trials: int):
+        self.trials = trials
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        copies = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]
+        for copy in copies:
+            copy.grad = torch.randn_like(copy)
+        sgd = torch.optim.SGD(copies, lr=0.3, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        self.case = side_by_side(trainer.optimizers[0].step, sgd.step, self.trials)
+        self.case["parameters"] = sum(copy.numel() for copy in copies)
+
+
+def main() -> None:
+    args = arguments(__doc__, trials=20)
+    cfg = read_config(SCRIPTS, "cifar/emp_native", ["data.dataset=digits", "data.num_patches=2", "optimizer.batch_size=4", "limit_train_batches=1",
+                                                    "enable_progress_bar=False", "enable_model_summary=False"])
+    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    watch = TimeOptimizer(args.trials)
+    trainer = build_trainer(cfg, views)
+    trainer.callbacks.append(watch)
+    trainer.fit(fresh_method(cfg), datamodule=PretrainData(load_dataset("digits", None)[0], None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
+    report("LARS step", {f"LARS, {watch.case['parameters'] / 1e6:.1f} M parameters; SGD": watch.case}, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One training step of the shipped recipes, through Lightning with logging, beside the bare network and beside the published way.
+
+- bare: forward and backward of the same backbone, embedding layer and projector on ready patches, same precision and batch: the
+  arithmetic that no program can avoid. Ours adds the loader, the patches, the objective, LARS, the online classifier and the logs.
+- published: the same network and optimiser in float32 and NCHW on patches that PIL makes (in the process itself), with a loop over
+  patches in the loss. Always 16 -> 32, the published recipe, so that the row of `emp_native` shows what the cheaper recipe saves.
+
+The three are timed in turn, inside one run of Lightning's Trainer. Images are scikit-learn's digits, 32x32: the time does not depend on what they show.
+"""
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import DEVICE, arguments, case, report, seconds
+from loss import published as published_loss
+from omegaconf import DictConfig
+from torchvision.transforms.functional import to_pil_image
+
+from emp_plugin.configuration import read_config, recipes
+from emp_plugin.data import PretrainData, load_dataset
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.runs.training import build_loggers, build_trainer
+from emp_plugin.solo_learn import backbone_of, pl
+from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform
+
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "pretrain"
+
+
+class InTurn(pl.Callback):
+    """Calls the references after every training step; ours is the time from there to the end of the next step."""
+
+    def __init__(self, references: dict[str, Callable[[], None]]):
+        self.references = references
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *references)}
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds["ours"].append(time.perf_counter() - self.began)
+        for name, reference in self.references.items():
+            self.seconds[name].append(seconds(reference))
+        self.began = time.perf_counter()
+
+
+def bare(cfg: DictConfig) -> Callable[[], None]:
+    """Forward and backward of the network alone, on ready patches."""
+    [recipe] = recipes(cfg)
+    n, b, side = recipe.num_patches, cfg.optimizer.batch_size, recipe.output_size
+    network = fresh_method(cfg).to(DEVICE)
+    patches = torch.randn(n, b, side, side, 3, device=DEVICE).movedim(-1, 2)
+    upstream = torch.randn(n, b, network.settings.proj_output_dim, device=DEVICE)
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[cfg.precision]
+
+    def step() -> None:
+        with torch.autocast(DEVICE.type, dtype):
+            z = network.project(patches)[1]
+        z.backward(upstream)
+        network.zero_grad()
+
+    return step
+
+
+def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
+    """Patches, forward, loss and backward (no optimiser step, in its favour) as the authors' program makes them."""
+    [recipe] = recipes(cfg)
+    transform = MultiPatchTransform(**vars(recipe))
+    pictures = [to_pil_image(image) for image in images[:cfg.optimizer.batch_size]]
+    network = fresh_method(cfg).to(DEVICE, memory_format=torch.contiguous_format)
+
+    def step() -> None:
+        patches = [torch.stack(views) for views in zip(*map(transform, pictures))]
+        h = backbone_of(network)(torch.cat(patches).to(DEVICE))
+        z = F.normalize(network.projector(network.embedder(h)), dim=-1)
+        published_loss(z.unflatten(0, (recipe.num_patches, -1))).backward()
+        network.zero_grad()
+
+    return step
+
+
+def train(cfg: DictConfig, references: dict[str, Callable[[], None]], trials: int) -> dict[str, list[float]]:
+    """Seconds of ``trials`` training steps, the first left out, and of the references in turn with them."""
+    images, _ = load_dataset(cfg.data.dataset, None)
+    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    watch = InTurn(references)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(cfg, views)
+        trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)
+        trainer.callbacks.append(watch)
+        trainer.fit(fresh_method(cfg), datamodule=PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
+    return {name: times[1:] for name, times in watch.seconds.items()}
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0], trials=3)
+    overrides = ["data.dataset=digits", f"limit_train_batches={args.trials + 1}", "log_every_n_steps=1", "enable_model_summary=False"]
+    if args.small:
+        overrides += ["data.num_patches=2", "optimizer.batch_size=4"]
+    paper = read_config(SCRIPTS, "cifar/emp", overrides)
+    images = load_dataset("digits", None)[0].images
+    cases = {}
+    for name in ("emp", "emp_native"):
+        cfg = read_config(SCRIPTS, f"cifar/{name}", overrides)
+        times = train(cfg, {"bare": bare(cfg), "published": published_step(paper, images)}, args.trials)
+        cases[f"{name}: bare forward and backward"] = case(times["ours"], times["bare"])
+        cases[f"{name}: published way, 16 -> 32, float32"] = case(times["ours"], times["published"])
+    report("training step", cases, args)
+
+
+if __name__ == "__main__":
+    main()
