@@ -48,8 +48,10 @@ def side_by_side(ours: Callable[[], Any], reference: Callable[[], Any], trials: 
     return case(*map(list, zip(*pairs)))
 
 
-def case(ours: list[float], reference: list[float]) -> dict[str, Any]:
-    """Seconds of paired trials -> what :func:`report` prints of them."""
+def case(ours: list[float], reference: list[float] | None) -> dict[str, Any]:
+    """Seconds of paired trials -> what :func:`report` prints of them; without a reference only ours."""
+    if reference is None:
+        return {"ours": _spread(ours), "reference": None, "ratio": None}
     return {"ours": _spread(ours), "reference": _spread(reference), "ratio": statistics.median(b / a for a, b in zip(ours, reference))}
 
 
@@ -58,14 +60,14 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def report(title: str, cases: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print the cases and write them as one JSON object. A case holds at least ours, reference and ratio (reference / ours)."""
+    """Print the cases and write them as one JSON object. A case holds at least ours, reference and ratio (reference / ours), and perhaps peak_mb."""
     table = Table(title=f"{title} ({args.trials} trials, {versions()['hardware']}, torch {torch.__version__})")
-    for column in ("case", "ours, s: median (min to max)", "reference, s", "reference / ours"):
+    for column in ("case", "ours: median s (min to max)", "reference", "reference / ours", "peak MB"):
         table.add_column(column)
-    for name, case in cases.items():
-        times = [f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" for t in (case["ours"], case["reference"])]
-        table.add_row(name, *times, f"{case['ratio']:.2f}")
-    Console().print(table)
+    for name, measured in cases.items():
+        times = [f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" if t else "" for t in (measured["ours"], measured["reference"])]
+        table.add_row(name, *times, f"{measured['ratio']:.2f}" if measured["ratio"] else "", f"{measured.get('peak_mb', '')}")
+    Console(width=150).print(table)
     if args.json:
         hardware = f"{versions()['hardware']}, {_processor()}, {torch.get_num_threads()} threads"
         write_text(args.json, json.dumps({"benchmark": title, "hardware": hardware, "versions": versions(), "trials": args.trials,

@@ -1,4 +1,6 @@
 """A step of the recipe's LARS, on the parameters of the recipe's model, beside plain SGD with momentum and weight decay."""
+from typing import Any
+
 import torch
 from common import arguments, report, side_by_side
 from step import SCRIPTS
@@ -12,12 +14,12 @@ from emp_plugin.transforms import BatchMultiPatch
 
 
 class TimeOptimizer(pl.Callback):
-    """Times the optimiser that Lightning has made for the method, after the first step has left gradients."""
+    """Times the optimiser that Lightning has made for the method."""
 
     def __init__(self, trials: int):
         self.trials = trials
 
-    def on_before_zero_grad(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         for parameter in module.parameters():
             parameter.grad = torch.randn_like(parameter)
         copies = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]

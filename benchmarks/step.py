@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, arguments, case, report, seconds
+from common import DEVICE, arguments, case, report, seconds as seconds_of
 from loss import published as published_loss
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
@@ -43,7 +43,7 @@ class InTurn(pl.Callback):
             torch.cuda.synchronize()
         self.seconds["ours"].append(time.perf_counter() - self.began)
         for name, reference in self.references.items():
-            self.seconds[name].append(seconds(reference))
+            self.seconds[name].append(seconds_of(reference))
         self.began = time.perf_counter()
 
 
@@ -82,8 +82,8 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def train(cfg: DictConfig, references: dict[str, Callable[[], None]], trials: int) -> dict[str, list[float]]:
-    """Seconds of ``trials`` training steps, the first left out, and of the references in turn with them."""
+def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Seconds of the training steps of a run, and of the references in turn with them. The first of each is a warm-up."""
     images, _ = load_dataset(cfg.data.dataset, None)
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     watch = InTurn(references)
@@ -92,7 +92,7 @@ def train(cfg: DictConfig, references: dict[str, Callable[[], None]], trials: in
         trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)
         trainer.callbacks.append(watch)
         trainer.fit(fresh_method(cfg), datamodule=PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
-    return {name: times[1:] for name, times in watch.seconds.items()}
+    return watch.seconds
 
 
 def main() -> None:
@@ -105,7 +105,8 @@ def main() -> None:
     cases = {}
     for name in ("emp", "emp_native"):
         cfg = read_config(SCRIPTS, f"cifar/{name}", overrides)
-        times = train(cfg, {"bare": bare(cfg), "published": published_step(paper, images)}, args.trials)
+        times = train(cfg, {"bare": bare(cfg), "published": published_step(paper, images)})
+        times = {who: seconds[1:] for who, seconds in times.items()}
         cases[f"{name}: bare forward and backward"] = case(times["ours"], times["bare"])
         cases[f"{name}: published way, 16 -> 32, float32"] = case(times["ours"], times["published"])
     report("training step", cases, args)

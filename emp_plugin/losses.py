@@ -4,6 +4,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class EMPLoss(NamedTuple):
@@ -45,12 +46,29 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         # Z Z^T and Z^T Z give the same determinant (Sylvester); the smaller one is cheaper
-        gram = z @ z.mT if b <= d else z.mT @ z
-        matrix = torch.eye(min(b, d), dtype=z.dtype, device=z.device) + (d / (b * eps)) * gram
+        return _HalfLogDet.apply(z if b <= d else z.mT, d / (b * eps))
+
+
+class _HalfLogDet(torch.autograd.Function):
+    """``1/2 logdet(I + scale A A^T)`` of A (..., r, c). Its gradient ``scale (I + scale A A^T)^-1 A`` takes half the time of autograd's."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, scale: float) -> Tensor:
+        matrix = (a @ a.mT).mul_(scale)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1)
         # all eigenvalues are >= 1, so that Cholesky cannot fail on finite input; the _ex form spares a GPU the wait for its error code
-        diagonal = torch.linalg.cholesky_ex(matrix).L.diagonal(dim1=-2, dim2=-1)
+        factor = torch.linalg.cholesky_ex(matrix).L
+        ctx.save_for_backward(a, factor)
+        ctx.scale = scale
         # 1/2 logdet = sum of the logarithms of Cholesky's diagonal; a non-finite matrix must not hide behind a partial factor
-        return diagonal.log().sum(-1) + 0 * matrix.sum((-2, -1))
+        return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0 * matrix.sum((-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        a, factor = ctx.saved_tensors
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.cholesky_inverse(factor).mul_((upstream * ctx.scale)[..., None, None]) @ a, None
 
 
 def patch_invariance(z: Tensor) -> Tensor:
@@ -71,7 +89,10 @@ def patch_invariance(z: Tensor) -> Tensor:
         raise ValueError(f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
-        return F.cosine_similarity(z, z.mean(0, keepdim=True), dim=-1).mean()
+        centre = F.normalize(z.mean(0), dim=-1)
+        # one product per image and one norm per patch: F.cosine_similarity would make copies of z for both of its arguments
+        products = torch.einsum("nbd,bd->nb", z, centre)
+        return (products / torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-8)).mean()
 
 
 def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2) -> EMPLoss:
