@@ -133,6 +133,7 @@ class Evaluation:
     bag_patches: Optional[int] = None  # as published 128 on a GPU; without one 16
     bag_augmented: Optional[bool] = None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
     linear: LinearProbe = field(default_factory=LinearProbe)
+    references: bool = True  # raw pixels and the untrained network beside it; a comparison has them once
 
 
 @dataclass
