@@ -45,6 +45,7 @@ class Data:
     val_path: Optional[str] = None  # the head's key; our datasets find their test images in train_path
     format: str = "image_folder"
     num_workers: int = 0
+    views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
     fraction: float = -1
     num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
@@ -303,6 +304,7 @@ def _check_run(cfg: DictConfig) -> None:
     _require(cfg.get("max_steps", -1) == -1, "max_steps is not supported: set max_epochs, and limit_train_batches for a part of an epoch")
     _require(str(cfg.get("precision", 32)) in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {cfg.get('precision')}")
     _require(cfg.data.num_workers >= 0, f"data.num_workers must not be negative, got {cfg.data.num_workers}")
+    _require(cfg.data.views in ("device", "image"), f"data.views must be device or image, got '{cfg.data.views}'")
     _require(cfg.data.fraction == -1 or 0 < cfg.data.fraction <= 1, f"data.fraction must be -1 (all) or in (0, 1], got {cfg.data.fraction}")
     _require(cfg.optimizer.weight_decay >= 0 and cfg.optimizer.classifier_lr >= 0, "optimizer: weight_decay and classifier_lr must not be negative")
     for name, value in cfg.optimizer.kwargs.items():

@@ -18,8 +18,14 @@ class Job(NamedTuple):
     points: tuple[float, ...]  # in the unit of length; the last one is the end
 
     def __str__(self) -> str:
-        unit = {"epochs": "epochs", "minutes": "minutes", "passes": "epochs of EMP in backbone passes"}[self.budget]
-        return f"{self.method}, seed {self.seed}, {self.length:g} {unit}, schedule {self.schedule}"
+        return f"{self.method}, seed {self.seed}, {describe_length(self.budget, self.length)}, schedule {self.schedule}"
+
+
+def describe_length(budget: str, length: float) -> str:
+    """A length in words: "1 epoch", "5 minutes of training", "1 epoch of EMP-SSL in backbone passes"."""
+    unit = "minute" if budget == "minutes" else "epoch"
+    what = {"epochs": "", "minutes": " of training", "passes": " of EMP-SSL in backbone passes"}[budget]
+    return f"{length:g} {unit}{'' if length == 1 else 's'}{what}"
 
 
 def plan(cfg: DictConfig) -> list[Job]:

@@ -7,6 +7,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
 
+from emp_plugin.comparison.plan import describe_length  # noqa: E402
 from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 
@@ -19,7 +20,6 @@ STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#
 REFERENCE_STYLES = {"untrained": ("#777777", "--"), "raw pixels": ("#777777", ":")}
 LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV",
           "ressl": "ReSSL"}
-UNITS = {"epochs": "epochs", "minutes": "minutes of training each", "passes": "epochs of EMP-SSL in backbone passes (images x views)"}
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
@@ -51,7 +51,7 @@ def table(rows: pd.DataFrame) -> str:
     cells = _cells(rows)
     lines = [f"# {_title(rows)}", "", "Top-1 accuracy in percent, last epoch" + _spread(rows)]
     for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"], sort=True):
-        lines += ["", f"## {length:g} {UNITS[budget]}, schedule {schedule}", ""]
+        lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}", ""]
         header = ["method", "features", "epochs", "minutes", "patches seen"]
         for probe, view in cells:
             header += [f"{_probe(probe)}, {view}"] + (["paper"] if probe == "linear" else [])
@@ -65,7 +65,7 @@ def table(rows: pd.DataFrame) -> str:
 
 def _table_row(method: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
-    line = [LABELS.get(method, method), features, _mean(rows.groupby("seed").epoch.first(), 2) if trained else "",
+    line = [LABELS.get(method, method), features, f"{rows.epoch.mean():.3g}" if trained else "",
             _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
     for probe, view in cells:
         cell = rows[(rows.probe == probe) & (rows.view == view)]
@@ -167,6 +167,7 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
                 axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
             if part[quantity].max() > 20 * part[quantity].min() > 0:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
             else:
                 axis.set_xlim(left=0)
             axis.set_xlabel(unit)

@@ -49,7 +49,7 @@ def fit(cfg, train, steps):
     """The method after ``steps`` steps with the run's own data path, and what was recorded."""
     model = fresh_method(cfg)
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
-    data = PretrainData(train, None, views, cfg.optimizer.batch_size, cfg.seed)
+    data = PretrainData(train, None, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, on_device=cfg.data.views == "device")
     record = Record()
     trainer = pl.Trainer(max_epochs=cfg.max_epochs, limit_train_batches=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, callbacks=[record], log_every_n_steps=1)
@@ -157,3 +157,15 @@ def test_what_counts_in_epochs_is_fitted_to_the_run(config, name):
     cfg = config(f"cifar/{name}", "max_epochs=1")
     assert cfg.scheduler.warmup_epochs == pytest.approx(0.01)
     assert config(f"cifar/{name}", "max_epochs=1", "scheduler.warmup_epochs=0.5").scheduler.warmup_epochs == 0.5
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_views_of_images_in_workers(config, digits, name):
+    """With ``data.views=image``; the same training with and without workers."""
+    losses = []
+    for workers in (0, 2):
+        cfg = config(f"digits/{name}", *SMALL, *HEADS[name], "data.views=image", f"data.num_workers={workers}", "optimizer.batch_size=8", *(
+            ["method_kwargs.queue_size=64"] if name == "ressl" else []))
+        _, record = fit(cfg, digits[0].subset(range(16)), 2)
+        losses.append([logged["train_class_loss_step"] for logged in record.logged])
+    assert losses[0] == losses[1]
