@@ -45,12 +45,14 @@ class Data:
     val_path: Optional[str] = None  # the head's key; our datasets find their test images in train_path
     format: str = "image_folder"
     num_workers: int = 0
+    views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
     fraction: float = -1
     num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
     output_size: int = 32  # and the side they are resized to
     scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
+    normalisation: dict[str, Any] = field(default_factory=dict)  # mean and std by dataset, for the augmentations that refer to them
 
 
 @dataclass
@@ -132,6 +134,7 @@ class Evaluation:
     bag_patches: Optional[int] = None  # as published 128 on a GPU; without one 16
     bag_augmented: Optional[bool] = None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
     linear: LinearProbe = field(default_factory=LinearProbe)
+    references: bool = True  # raw pixels and the untrained network beside it; a comparison has them once
 
 
 @dataclass
@@ -177,6 +180,9 @@ class Probe:
     accelerator: str = "auto"
     precision: Optional[str] = None
 
+
+# ${fit:10,1000,${max_epochs}} in a YAML: what a recipe of 1000 epochs does for 10, as the same share of a run of max_epochs
+OmegaConf.register_new_resolver("fit", lambda epochs, published, run: epochs * run / published, replace=True)
 
 # Trainer arguments that a run sets itself
 OURS = {"self", "logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "max_epochs"}
@@ -298,6 +304,7 @@ def _check_run(cfg: DictConfig) -> None:
     _require(cfg.get("max_steps", -1) == -1, "max_steps is not supported: set max_epochs, and limit_train_batches for a part of an epoch")
     _require(str(cfg.get("precision", 32)) in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {cfg.get('precision')}")
     _require(cfg.data.num_workers >= 0, f"data.num_workers must not be negative, got {cfg.data.num_workers}")
+    _require(cfg.data.views in ("device", "image"), f"data.views must be device or image, got '{cfg.data.views}'")
     _require(cfg.data.fraction == -1 or 0 < cfg.data.fraction <= 1, f"data.fraction must be -1 (all) or in (0, 1], got {cfg.data.fraction}")
     _require(cfg.optimizer.weight_decay >= 0 and cfg.optimizer.classifier_lr >= 0, "optimizer: weight_decay and classifier_lr must not be negative")
     for name, value in cfg.optimizer.kwargs.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emp_plugin.data.datasets import ImageData
+from emp_plugin.data.image_views import ImageViews
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -35,10 +36,10 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What travels to the device: a step, its uint8 images (b, 3, H, W) and labels (b,)."""
+    """What travels to the device: a step, its uint8 images (b, 3, H, W), or a list of views if those are made already, and labels (b,)."""
 
     step: Step
-    images: Tensor
+    images: Tensor | list[Tensor]
     targets: Tensor
 
 
@@ -82,6 +83,17 @@ class StepDataset(Dataset):
         return Batch(step, self.data.images[step.indices], self.data.targets[step.indices])
 
 
+class ViewDataset(ImageViews):
+    """As :class:`StepDataset`, with views made of PIL images in the place of uint8 images."""
+
+    def __init__(self, data: ImageData, views: list[BatchMultiPatch], seed: int):
+        super().__init__(data, [view.recipe for view in views],
+                         lambda step, place: generator(seed, VIEWS, step.epoch, step.step, step.start + place).initial_seed())
+
+    def __getitems__(self, step: Step) -> Batch:
+        return Batch(step, self.views(step), self.data.targets[step.indices])
+
+
 class EvaluationDataset(Dataset):
     """Images in memory for validation: (uint8 image, label) pairs, fetched by the batch."""
 
@@ -114,11 +126,13 @@ class PretrainData(pl.LightningDataModule):
         seed: of the order and of the augmentations.
         num_workers: DataLoader processes; none are needed for images in memory.
         stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
+        on_device: make the views where the model is; otherwise of PIL images, where the batch is fetched.
     """
 
     def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0,
-                 stacked: bool = False):
+                 stacked: bool = False, on_device: bool = True):
         super().__init__()
+        self.on_device = on_device
         self.train, self.validation = train, validation
         self.views, self.stacked = views, stacked
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
@@ -143,7 +157,8 @@ class PretrainData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.sampler = StepSampler(len(self.train), self.batch_size, self.seed, self._position, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(StepDataset(self.train), batch_sampler=self.sampler)
+        dataset = StepDataset(self.train) if self.on_device else ViewDataset(self.train, self.views, self.seed)
+        return self._loader(dataset, batch_sampler=self.sampler)
 
     def val_dataloader(self):
         if self.validation is None:
@@ -160,6 +175,8 @@ class PretrainData(pl.LightningDataModule):
             recipe = self.views[0].recipe
             return normalise(images, recipe.mean, recipe.std), targets
         step, images, targets = batch
+        if not self.on_device:
+            return [step.indices, torch.stack(images) if self.stacked else images, targets]
         made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
         return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
 

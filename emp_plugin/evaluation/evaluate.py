@@ -22,7 +22,7 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         name: of the trained method, for its rows.
         train, test: the probes learn on the first and are scored on the second.
         recipe: normalisation and patches.
-        settings: the configuration's ``evaluation``.
+        settings: the configuration's ``evaluation``; without its ``references`` only the trained method is probed.
         seed: of the patches.
         bf16: run the networks under bfloat16 autocast.
 
@@ -30,10 +30,13 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         One row (dict) per model, feature, view and probe: ``model, features, view, probe, top1, top5`` (percent) and ``seconds``.
     """
     device = next(trained.parameters()).device
-    pixels = pixel_features(train, recipe), pixel_features(test, recipe)
-    yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
+    models = [(name, trained)]
+    if settings.references:
+        models.append(("untrained", untrained))
+        pixels = pixel_features(train, recipe), pixel_features(test, recipe)
+        yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
     for view in settings.views:
-        for model, method in ((name, trained), ("untrained", untrained)):
+        for model, method in models:
             began = time.perf_counter()
             features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16, f"{model}, {view}, {split}")
                         for split, data in (("train", train), ("test", test))]

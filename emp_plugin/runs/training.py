@@ -29,7 +29,8 @@ def pretrain(cfg: DictConfig) -> Path:
     """
     train, test = load_dataset(cfg.data.dataset, cfg.data.train_path, cfg.data.holdout, cfg.data.fraction)
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
-    data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp")
+    data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp",
+                        on_device=cfg.data.views == "device")
     if len(train) < cfg.optimizer.batch_size:
         raise UserError(f"{len(train)} training images are fewer than optimizer.batch_size={cfg.optimizer.batch_size}")
     model = fresh_method(cfg)

@@ -1,10 +1,11 @@
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from emp_plugin.data import StepSampler, make_views
-from emp_plugin.data.pretrain import EvaluationDataset, PretrainData, StepDataset, normalise
+from emp_plugin.data.pretrain import EvaluationDataset, PretrainData, StepDataset, ViewDataset, normalise
 from emp_plugin.transforms import BatchMultiPatch
 
 
@@ -81,3 +82,17 @@ def test_datasets_fetch_whole_batches(digits):
     batch = StepDataset(train).__getitems__(step)
     assert torch.equal(batch.images, train.images[step.indices])
     assert torch.equal(EvaluationDataset(test).__getitems__([2, 0])[1], test.targets[[2, 0]])
+
+
+def test_views_of_images_depend_on_seed_and_place_alone(digits):
+    """And leave the random state of the process as it was."""
+    views = [BatchMultiPatch(num_patches=2, patch_size=None, output_size=20, ratio=(3 / 4, 4 / 3), interpolation="bicubic", blur_prob=0.5),
+             BatchMultiPatch(num_patches=1, patch_size=16, output_size=16)]
+    whole, half = (steps(batch_size=8, num_images=40)[0], steps(batch_size=4, num_images=40, rank=1, world_size=2)[0])
+    before = torch.get_rng_state(), random.getstate()
+    batch, part = (ViewDataset(digits[0], views, seed=1).__getitems__(step) for step in (whole, half))
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+    assert [x.shape for x in batch.images] == [(8, 3, 20, 20)] * 2 + [(8, 3, 16, 16)]
+    assert all(torch.equal(a[4:], b) for a, b in zip(batch.images, part.images))  # a process's slice of the global batch
+    for other in (ViewDataset(digits[0], views, seed=2).__getitems__(whole), ViewDataset(digits[0], views, seed=1).__getitems__(whole._replace(step=1))):
+        assert not torch.equal(batch.images[0], other.images[0])

@@ -1,5 +1,7 @@
 """The PIL pipeline and the batched one agree in distribution, on real images (scikit-learn's digits, tinted)."""
 
+import random
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,6 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from emp_plugin.configuration import recipes
+from emp_plugin.data.image_views import image_transform
 from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe, recipe_from_augmentation
 
 SOLO = recipe_from_augmentation(
@@ -38,10 +42,11 @@ def pil_images(images):
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
-def both(recipe, images):
+def both(recipe, images, transform=None):
     """(PIL patches, batched patches), each (n * b, 3, s, s), back in [0, 1]."""
     torch.manual_seed(0)
-    transform = MultiPatchTransform.from_recipe(recipe)
+    random.seed(0)
+    transform = transform or MultiPatchTransform.from_recipe(recipe)
     theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(0, 1)
     ours = BatchMultiPatch.from_recipe(recipe)(images, torch.Generator().manual_seed(0)).flatten(0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
@@ -60,7 +65,19 @@ def statistics(patches):
 
 @pytest.mark.parametrize("recipe", [PatchRecipe(40, 16, 16), PatchRecipe(40, 16, 32), SOLO], ids=["16", "16-32", "solo"])
 def test_same_distribution(recipe, digits):
-    theirs, ours = both(recipe, digits)
+    check_same_distribution(recipe, *both(recipe, digits))
+
+
+@pytest.mark.parametrize("name, view", [("simclr", 0), ("swav", 0), ("vicreg", 0), ("byol", 0), ("byol", 1), ("ressl", 0), ("ressl", 1)])
+def test_baselines_views_are_distributed_as_solo_learns_own(config, digits, name, view):
+    """The transforms of ``data.views=image`` are solo-learn's, random-resized crops included."""
+    recipe = recipes(config(f"cifar/{name}"))[view].with_patches(40)
+    transform = image_transform(recipe)
+    assert type(transform).__module__.startswith("solo.")
+    check_same_distribution(recipe, *both(recipe, digits, transform))
+
+
+def check_same_distribution(recipe, theirs, ours):
     # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL rounds down in every
     # operation, which moves means by up to two levels.
     for (name, a), (_, b) in zip(statistics(theirs), statistics(ours)):

@@ -1,0 +1,289 @@
+"""The loop of a comparison: every run is an ordinary pretraining in a process of its own, found again by its configuration."""
+import json
+import math
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.report import COLUMNS, write_report
+from emp_plugin.configuration import Probe, check_config, read_config
+from emp_plugin.data import load_dataset
+from emp_plugin.errors import UserError
+from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
+from emp_plugin.runs.probing import probe_checkpoint
+
+RESULTS = "results.csv"
+REFERENCES = ("raw pixels", "untrained")
+TRIAL_STEPS = 4  # of the first look at a method's speed; the second one takes
+TRIAL_SHARE = 0.1  # of the minutes
+PAPER_NAMES = {"simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
+
+
+def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
+    """Train and evaluate what is not done yet, and write rows, tables and plots after every run.
+
+    Args:
+        cfg: settings of the comparison.
+        config_path: folder of its YAML; the recipes are in ``../pretrain``.
+        overrides: of the recipes; ``<method>.key=value`` is of that method alone.
+
+    Raises:
+        UserError: for settings that a recipe refuses (before anything is trained), or when interrupted.
+    """
+    results = Path(cfg.results_dir).expanduser()
+    if not cfg.report_only:
+        comparison = Runs(cfg, Path(config_path).expanduser().parent / "pretrain", [*cfg.overrides, *overrides])
+        comparison.train_all()
+    write_report(results / RESULTS, results, list(cfg.thresholds))
+    print(f"results: {results}")
+
+
+class Runs:
+    """The runs of one comparison, in ``<results_dir>/runs``; trials of a method's speed in ``<results_dir>/trials``."""
+
+    def __init__(self, cfg: DictConfig, recipes: Path, overrides: list[str]):
+        self.cfg, self.recipes, self.overrides = cfg, recipes, overrides
+        self.results = Path(cfg.results_dir).expanduser()
+        self.jobs = plan(cfg)
+        for method in dict.fromkeys(job.method for job in self.jobs):
+            self.recipe(method)  # a mistake in the settings is found before anything is trained
+        ours = [item for item in self.overrides if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
+        if ours:
+            raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
+
+    def train_all(self) -> None:
+        rows: dict[Job, list[dict[str, Any]]] = {}
+        self.results.mkdir(parents=True, exist_ok=True)
+        settings = {"command": " ".join(sys.argv), "comparison": OmegaConf.to_container(self.cfg), "recipe overrides": self.overrides}
+        write_text(self.results / "comparison.yaml", OmegaConf.to_yaml(settings))
+        write_text(self.results / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        for number, job in enumerate(self.jobs, 1):
+            print(f"\n[{number}/{len(self.jobs)}] {job}", flush=True)
+            self.do(job, rows, references=not self.has_references(job.seed, rows), again=False)
+        for seed in self.cfg.seeds:
+            done = [job for job in rows if job.seed == seed and "error" not in rows[job][0]]
+            if done and not self.has_references(seed, rows):  # all runs were there, and those with the references are not among them
+                self.do(done[0], rows, references=True, again=True)
+
+    def has_references(self, seed: int, rows: dict[Job, list[dict[str, Any]]]) -> bool:
+        return any(row["method"] in REFERENCES and row["seed"] == seed for done in rows.values() for row in done)
+
+    def do(self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool) -> None:
+        """Bring one job to its end, and the files of the comparison up to date."""
+        try:
+            rows[job] = self.rows_of(job, references, again)
+        except RunFailed as failure:
+            print(f"failed: {failure}; going on", flush=True)
+            rows[job] = [self.row(job, error=str(failure))]
+        table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
+        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe"])
+        write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
+        write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
+
+    # one job
+
+    def rows_of(self, job: Job, references: bool, again: bool) -> list[dict[str, Any]]:
+        """The rows of a job, which is trained and evaluated as far as that is not done. Raises RunFailed.
+
+        Args:
+            job: which one.
+            references: evaluate raw pixels and the untrained network with it.
+            again: also if it is finished.
+        """
+        overrides = (*self.length_of(job), f"seed={job.seed}", "limit_val_batches=0")
+        recipe = self.recipe(job.method, overrides)
+        print(f"  {resolved(recipe)}", flush=True)
+        kept = [f"epoch={point:g}.ckpt" for point in job.points[:-1]]
+        if kept:
+            overrides += (f"checkpoint.frequency={math.gcd(*map(int, job.points))}", "checkpoint.keep_prev=True")
+        folder = self.finished(recipe, "runs", kept, again)
+        if folder:
+            print(f"  done: {folder}")
+        else:
+            folder = self.train(job.method, recipe, (*overrides, f"evaluation.references={references}"), "runs", kept)
+        rows = [row for point in job.points[:-1] for row in self.rows_of_point(job, point, recipe, folder)]
+        summary = json.loads((folder / SUMMARY).read_text())
+        return rows + self.rows_of_evaluation(job, job.length, recipe, folder, summary)
+
+    def rows_of_point(self, job: Job, epoch: float, recipe: DictConfig, folder: Path) -> list[dict[str, Any]]:
+        """The rows of an earlier epoch of a run, whose checkpoint is evaluated once. Raises RunFailed."""
+        kept = folder / f"epoch={epoch:g}.json"
+        if not kept.exists():
+            checkpoint = kept.with_suffix(".ckpt")
+            print(f"  evaluating {checkpoint}", flush=True)
+            try:
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                evaluation = OmegaConf.merge(recipe.evaluation, {"references": False})
+                probe = check_config(OmegaConf.create({"pretrained_feature_extractor": str(checkpoint), "evaluation": evaluation}), Probe)
+                made = probe_checkpoint(probe)
+            except Exception as error:  # whatever it is, the other runs can go on
+                raise RunFailed(f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}") from error
+            images = state["global_step"] * recipe.accumulate_grad_batches * recipe.optimizer.batch_size
+            summary = {"steps": state["global_step"], "images": images, "patches": images * views_per_image(recipe), "evaluation": made,
+                       "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
+                       "evaluation_seconds": round(sum(row["seconds"] for row in made), 1)}
+            write_text(kept, json.dumps(summary, indent=2) + "\n")
+        return self.rows_of_evaluation(job, epoch, recipe, folder, json.loads(kept.read_text()))
+
+    def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+        if job.budget == "epochs":
+            epoch = length
+        else:
+            epoch = recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job.method)) / self.steps_per_epoch(job.method)
+        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
+                 **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}}
+        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | {"paper": "", "schedule": ""}
+        rows = []
+        for row in summary["evaluation"]:
+            cell = {key: row[key] for key in ("features", "view", "probe", "top1", "top5")}
+            rows.append(self.row(job, **known, **cell) | ({"method": row["model"], **untrained} if row["model"] in REFERENCES else {}))
+        return rows
+
+    def row(self, job: Job, **values: Any) -> dict[str, Any]:
+        recipe = self.recipe(job.method)
+        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, "seed": job.seed, "schedule": job.schedule,
+                "budget": job.budget, "length": job.length, **values}
+
+    # how long it trains
+
+    def length_of(self, job: Job) -> tuple[str, ...]:
+        """The overrides that make a run as long as its budget says. Raises RunFailed."""
+        if job.budget == "epochs" and job.length == int(job.length):
+            return (f"max_epochs={int(job.length)}",)
+        per_epoch, recipe = self.steps_per_epoch(job.method), self.recipe(job.method)
+        if job.budget == "epochs":
+            steps = job.length * per_epoch
+        elif job.budget == "passes":
+            steps = steps_for_passes(job.length, self.recipe(self.emp()), recipe, self.images())
+        else:
+            rate = self.steps_per_second(job.method, job.length)
+            steps = rate * 60 * job.length
+            print(f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes", flush=True)
+        epochs, limit = split_steps(steps, per_epoch)
+        return (f"max_epochs={epochs}", *([f"limit_train_batches={limit}"] if limit < per_epoch else []))
+
+    def steps_per_second(self, method: str, minutes: float) -> float:
+        """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
+        rate = self.trial(method, TRIAL_STEPS)
+        return self.trial(method, max(TRIAL_STEPS, round(rate * 60 * minutes * TRIAL_SHARE)))
+
+    def trial(self, method: str, steps: int) -> float:
+        epochs, limit = split_steps(steps, self.steps_per_epoch(method))
+        overrides = (f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
+        recipe = self.recipe(method, overrides)
+        folder = self.finished(recipe, "trials") or self.train(method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"), "trials")
+        summary = json.loads((folder / SUMMARY).read_text())
+        return summary["steps"] / summary["train_seconds"]
+
+    def emp(self) -> str:
+        """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""
+        return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
+
+    def steps_per_epoch(self, method: str) -> int:
+        return self.images() // self.recipe(method).optimizer.batch_size
+
+    @cache
+    def images(self) -> int:
+        data = self.recipe(self.jobs[0].method).data
+        return len(load_dataset(data.dataset, data.train_path, data.holdout, data.fraction)[0])
+
+    # recipes and their runs
+
+    @cache
+    def recipe(self, method: str, overrides: tuple[str, ...] = ()) -> DictConfig:
+        """A recipe as it is with the comparison's overrides and these."""
+        return read_config(str(self.recipes), f"{self.cfg.recipes}/{method}", [*self.overrides_of(method), *overrides])
+
+    def overrides_of(self, method: str) -> list[str]:
+        prefixes = {f"{job.method}." for job in self.jobs} | {f"{method}."}
+        general = [item for item in self.overrides if not item.startswith(tuple(prefixes))]
+        return general + [item.removeprefix(f"{method}.") for item in self.overrides if item.startswith(f"{method}.")]
+
+    def finished(self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False) -> Path | None:
+        """The folder of a finished run of this recipe, with these checkpoints or what came of them. One that was evaluated with other settings, or is to
+        be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, and only evaluates."""
+        for summary in (self.results / place / recipe.method).glob(f"*/{SUMMARY}"):
+            folder = summary.parent
+            before = OmegaConf.load(folder / CONFIG)
+            there = all((folder / name).exists() or (folder / name).with_suffix(".json").exists() for name in kept or [])
+            if _training(before) != _training(recipe) or not there:
+                continue
+            if place == "trials" or not again and _evaluation(before) == _evaluation(recipe):
+                return folder
+            if (folder / LAST).exists():
+                before.evaluation = recipe.evaluation
+                write_text(folder / CONFIG, OmegaConf.to_yaml(before))
+                for done in (*folder.glob("epoch=*.json"), summary):
+                    done.unlink()
+        return None
+
+    def train(self, method: str, recipe: DictConfig, overrides: tuple[str, ...], place: str, kept: list[str] | None = None) -> Path:
+        """Run the ordinary pretraining and return its folder. Raises RunFailed with the reason."""
+        reason = run_process([sys.executable, "-m", "emp_plugin.main_pretrain", "--config-path", str(self.recipes), "--config-name",
+                              f"{self.cfg.recipes}/{method}", *self.overrides_of(method), *overrides, f"checkpoint.dir={self.results / place}",
+                              "auto_resume.enabled=True", "auto_resume.max_hours=1e6"])
+        if reason:
+            raise RunFailed(reason)
+        folder = self.finished(recipe, place, kept)
+        if folder is None:
+            raise RunFailed("it ended without a summary")
+        return folder
+
+
+class RunFailed(Exception):
+    """One run failed; the message says why."""
+
+
+def run_process(command: list[str]) -> str | None:
+    """Run a command with its output shown as it comes; None, or why it failed.
+
+    Raises:
+        UserError: after Ctrl-C, when the command has ended too.
+    """
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    tail = b""
+    try:
+        while part := process.stderr.read1(4096):
+            sys.stderr.buffer.write(part)
+            sys.stderr.flush()
+            tail = (tail + part)[-4000:]
+        status = process.wait()
+    except KeyboardInterrupt as error:  # the command has got the signal too
+        process.wait()
+        raise UserError("interrupted; the same command continues") from error
+    if status == 0:
+        return None
+    if status < 0:
+        return f"killed by signal {-status}"
+    return _last_line(tail.decode(errors="replace")) or f"exit status {status}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else ""
+
+
+def paper_name(recipe: DictConfig) -> str:
+    """The name in paper.csv of what a recipe trains; empty where the paper has no such run: other patches, or a part of the data."""
+    if recipe.data.fraction not in (-1, 1) or recipe.data.holdout:
+        return ""
+    if recipe.method == "emp":
+        published = (recipe.data.patch_size, recipe.data.output_size) == (16, 32) and recipe.data.num_patches in (20, 200)
+        return f"EMP-SSL {recipe.data.num_patches} patches" if published else ""
+    return PAPER_NAMES.get(recipe.method, "")
+
+
+def _training(cfg: DictConfig) -> dict[str, Any]:
+    return {key: value for key, value in OmegaConf.to_container(cfg).items() if key not in NOT_COMPARED}
+
+
+def _evaluation(cfg: DictConfig) -> dict[str, Any]:
+    return {key: value for key, value in OmegaConf.to_container(cfg.evaluation).items() if key != "references"}

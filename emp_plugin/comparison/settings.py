@@ -1,0 +1,70 @@
+"""The settings of a comparison; what is none of them goes to the recipes."""
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from emp_plugin.errors import UserError
+
+BUDGETS, SCHEDULES = ("epochs", "minutes", "passes"), ("fitted", "snapshot")
+
+
+@dataclass
+class Comparison:
+    """A list of one may be written without its brackets."""
+
+    recipes: str = MISSING  # folder of the recipes, beside this file's: cifar or digits
+    overrides: list[str] = field(default_factory=list)  # of all recipes; those of the command line follow them
+    methods: list[str] = field(default_factory=lambda: ["emp", "simclr", "byol", "vicreg", "swav", "ressl"])  # names of recipes
+    seeds: list[int] = field(default_factory=lambda: [0])
+    budget: str = "epochs"  # what every method gets the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
+    epochs: list[float] = field(default_factory=lambda: [1.0])
+    minutes: list[float] = field(default_factory=list)
+    schedule: list[str] = field(default_factory=lambda: ["fitted"])  # spans the k epochs, or is a long one's, looked at after k epochs
+    thresholds: list[float] = field(default_factory=list)  # of time_to_accuracy.md, top-1 in percent
+    results_dir: str = MISSING
+    report_only: bool = False  # make tables and plots from the CSV that is there
+
+
+def read_comparison(config_path: str, config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The settings of ``<config_path>/<config_name>.yaml`` with the overrides that are its own, and the overrides left for the recipes.
+
+    Raises:
+        UserError: for a missing file, a wrong type or a value that is not known.
+    """
+    path = Path(config_path).expanduser() / f"{config_name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    names = {item.name for item in fields(Comparison)}
+    own = [item for item in overrides if item.partition("=")[0] in names]
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
+        lists = {item.name for item in fields(Comparison) if "list" in str(item.type)}
+        for name in lists & set(given):
+            if not isinstance(given[name], ListConfig):
+                given[name] = [given[name]]
+        cfg = OmegaConf.merge(OmegaConf.structured(Comparison), given)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    if missing:
+        raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
+    _check(cfg)
+    return cfg, [item for item in overrides if item not in own]
+
+
+def _check(cfg: DictConfig) -> None:
+    def require(condition: Any, message: str) -> None:
+        if not condition:
+            raise UserError(message)
+
+    require(cfg.budget in BUDGETS, f"budget must be one of {', '.join(BUDGETS)}, got '{cfg.budget}'")
+    require(set(cfg.schedule) <= set(SCHEDULES) and cfg.schedule, f"schedule knows {' and '.join(SCHEDULES)}, got {list(cfg.schedule)}")
+    require(cfg.methods and cfg.seeds, "methods and seeds must not be empty")
+    name = "minutes" if cfg.budget == "minutes" else "epochs"
+    require(cfg[name] and min(cfg[name]) > 0, f"budget={cfg.budget} needs {name}=[...], all positive")
+    if "snapshot" in cfg.schedule:
+        require(cfg.budget == "epochs", "schedule=snapshot is of epochs: leave budget at epochs")
+        require(all(epoch == int(epoch) for epoch in cfg.epochs), "schedule=snapshot looks at whole epochs")

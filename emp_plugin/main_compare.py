@@ -1,0 +1,22 @@
+"""Compare methods: ``python -m emp_plugin.main_compare --config-path DIR --config-name NAME [key=value ...]``.
+
+Keys of the comparison (methods, seeds, epochs, minutes, budget, schedule, thresholds, results_dir, report_only) are its own; all others are
+overrides of the recipes, of one method's if they begin with its name: ``emp.data.num_patches=8``.
+"""
+import sys
+
+from emp_plugin.command import user_command
+from emp_plugin.comparison.run import compare
+from emp_plugin.comparison.settings import read_comparison
+from emp_plugin.configuration import command_line
+
+
+@user_command
+def main(argv: list[str] | None = None) -> None:
+    args, overrides = command_line(__doc__, argv)
+    cfg, recipe_overrides = read_comparison(args.config_path, args.config_name, overrides)
+    compare(cfg, args.config_path, recipe_overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

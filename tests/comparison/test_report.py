@@ -1,0 +1,108 @@
+"""Tables and plots from rows alone."""
+import statistics
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from emp_plugin.comparison.report import COLUMNS, STYLES, write_report
+from emp_plugin.errors import UserError
+
+EMP = "EMP-SSL 20 patches"
+
+
+def row(method, seed, top1, epoch=1.0, minutes=10.0, schedule="fitted", features="backbone", view="whole", probe="linear", paper="", **more):
+    return dict.fromkeys(COLUMNS) | {"dataset": "cifar10", "holdout": 0.0, "method": method, "seed": seed, "schedule": schedule, "budget": "epochs", "length": epoch,
+                                     "epoch": epoch, "patches": 1000, "train_seconds": 60 * minutes, "features": features, "view": view, "probe": probe,
+                                     "top1": top1, "paper": paper} | more
+
+
+def reference(method, features, top1):
+    return row(method, 0, top1, epoch=0, minutes=0, schedule="", features=features)
+
+
+def report(tmp_path, rows, thresholds=(50, 90)):
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / "results.csv", index=False)
+    write_report(tmp_path / "results.csv", tmp_path, list(thresholds))
+    return (tmp_path / "table.md").read_text(), (tmp_path / "time_to_accuracy.md").read_text()
+
+
+def cells(text, start):
+    """The cells of the first line that begins with these, by the header above it."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {start}"))
+    header = max(i for i in range(at) if lines[i].startswith("| method"))
+    return list(zip(*([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (header, at))))
+
+
+@pytest.fixture
+def two_seeds():
+    return [row("byol", seed, value, paper="BYOL") for seed, value in ((0, 25.0), (1, 31.0))] + [
+        row("emp", seed, value, minutes=20, features=features, view=view, paper=EMP) for seed, value in ((0, 70.0), (1, 73.0))
+        for features in ("backbone", "embedding") for view in ("whole", "bag of 16")] + [reference("raw pixels", "pixels", 38.0), reference("untrained", "backbone", 40.0)]
+
+
+def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_seeds):
+    table, _ = report(tmp_path, two_seeds)
+    mean, deviation = statistics.mean([25, 31]), statistics.stdev([25, 31])
+    # columns: linear whole, paper, linear bag, paper
+    byol, embedding, backbone = (dict(enumerate(cells(table, name))) for name in ("BYOL", "EMP-SSL | embedding", "EMP-SSL | backbone"))
+    assert byol[5] == ("linear, whole", f"{mean:.2f} ± {deviation:.2f}") and byol[6] == ("paper", "24.9\\*")
+    assert byol[7][1] == "" and byol[8][1] == ""
+    assert embedding[6][1] == "" and embedding[8] == ("paper", "80.6\\*")  # of EMP-SSL the paper probes the embedding of a bag
+    assert backbone[6][1] == backbone[8][1] == ""
+    assert cells(table, "raw pixels")[5][1] == "38.00" and cells(table, "untrained")[5][1] == "40.00"
+    assert "over 2 seeds" in table and byol[9][1] == "2"
+
+
+def test_a_single_seed_is_printed_as_such(tmp_path):
+    table, minutes = report(tmp_path, [row("byol", 3, 25.0)])
+    assert cells(table, "BYOL")[-1][1] == "1 (seed 3)" and cells(table, "BYOL")[5][1] == "25.00"
+    assert "a single seed (3)" in table and "a single seed (3)" in minutes and "±" not in table
+
+
+def test_readings_of_the_epochs_are_not_mixed(tmp_path):
+    def paper(schedule):
+        table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, features="embedding", view="bag of 128", paper="EMP-SSL 200 patches")])
+        assert f"## 1 epoch, schedule {schedule}" in table
+        return dict(cells(table, "EMP-SSL"))["paper"]
+
+    assert paper("fitted") == "85.1" and paper("snapshot") == "82.6\\*"
+
+
+@pytest.mark.parametrize("change", [{"dataset": "digits"}, {"epoch": 2.0}, {"paper": ""}, {"features": "embedding"}, {"probe": "knn"}])
+def test_no_figure_where_the_paper_has_none(tmp_path, change):
+    table, _ = report(tmp_path, [row("byol", 0, 25.0, **({"paper": "BYOL"} | change))])
+    assert "24.9" not in table
+
+
+def test_a_failed_run_has_a_row_that_says_why(tmp_path, two_seeds):
+    table, _ = report(tmp_path, two_seeds + [row("swav", 1, None, error="out of memory") | {"view": None, "probe": None, "features": None}])
+    assert "SwAV, seed 1: failed: out of memory" in table and "| SwAV" not in table
+
+
+def test_first_time_at_a_threshold(tmp_path):
+    rows = [row("byol", seed, value, epoch=epoch, minutes=epoch * 10 + seed, paper="BYOL") for seed, values in ((0, (40, 55, 91)), (1, (52, 60, 70)))
+            for epoch, value in zip((1, 2, 5), values)]
+    _, text = report(tmp_path, rows)
+    line = cells(text, "BYOL")
+    assert line[1:] == [("50 %", f"{statistics.mean([20, 11]):.1f} ± {statistics.stdev([20, 11]):.1f}"), ("90 %", "50.0 (1 of 2 seeds)"),
+                        ("paper, two A100", "142"), ("best seen, %", "91.00")]
+    assert cells(report(tmp_path, rows, [95])[1], "BYOL")[1] == ("95 %", "not reached")
+
+
+def test_plot(tmp_path, two_seeds):
+    report(tmp_path, two_seeds)
+    with Image.open(tmp_path / "convergence.png") as picture:
+        assert min(picture.size) > 500
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(picture.width * picture.height)}
+    assert {tuple(bytes.fromhex(STYLES[name][0][1:])) for name in ("emp", "byol")} <= colours
+
+
+def test_methods_have_colours_of_their_own():
+    assert len({colour for colour, _ in STYLES.values()}) == len({marker for _, marker in STYLES.values()}) == len(STYLES)
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match="without report_only"):
+        write_report(tmp_path / "results.csv", tmp_path, [])

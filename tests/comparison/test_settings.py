@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from emp_plugin.comparison.plan import Job, describe_length, plan, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.settings import read_comparison
+from emp_plugin.errors import UserError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def read(*overrides, name="digits"):
+    return read_comparison(str(SCRIPTS / "compare"), name, list(overrides))
+
+
+@pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar")])
+def test_shipped_comparisons_are_of_all_six(name, recipes):
+    cfg, rest = read(name=name)
+    assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([] if name == "digits" else [f"data.dataset={name}"])
+
+
+def test_own_settings_and_those_of_the_recipes():
+    cfg, rest = read("methods=[emp,byol]", "epochs=0.5", "seeds=[0,1,2]", "emp.data.num_patches=4", "precision=32", "schedule=[fitted,snapshot]", "epochs=[1,2]")
+    assert list(cfg.methods) == ["emp", "byol"] and list(cfg.seeds) == [0, 1, 2] and list(cfg.schedule) == ["fitted", "snapshot"]
+    assert rest == ["emp.data.num_patches=4", "precision=32"]
+    assert list(read("epochs=0.5")[0].epochs) == [0.5]  # a list of one without brackets
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (["budget=hours"], "budget must be one of"),
+    (["schedule=cosine"], "schedule knows"),
+    (["budget=minutes", "minutes=[]"], "minutes=\\[...\\]"),
+    (["epochs=[0]"], "all positive"),
+    (["budget=passes", "schedule=snapshot"], "leave budget at epochs"),
+    (["schedule=snapshot", "epochs=[0.5]"], "whole epochs"),
+    (["seeds=[a]"], "digits.yaml: "),
+    (["methods=[]"], "must not be empty"),
+])
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        read(*overrides)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match="is not a file"):
+        read(name="imagenet")
+
+
+def test_plan_has_short_runs_first_and_methods_side_by_side():
+    jobs = plan(read("methods=[emp,byol]", "seeds=[0,1]", "epochs=[3,1]")[0])
+    assert [(job.length, job.seed, job.method) for job in jobs] == [(length, seed, method) for length in (1, 3) for seed in (0, 1) for method in ("emp", "byol")]
+    jobs = plan(read("methods=[emp]", "epochs=[1,10]", "schedule=[fitted,snapshot]")[0])
+    assert jobs == [Job("emp", 0, "snapshot", "epochs", 10, (1, 10)), Job("emp", 0, "fitted", "epochs", 1, (1,)), Job("emp", 0, "fitted", "epochs", 10, (10,))]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 194.6, 195, 196, 390, 391, 1000, 12345])
+def test_split_steps_comes_near(steps):
+    epochs, limit = split_steps(steps, 195)
+    assert 1 <= limit <= 195 and abs(epochs * limit - steps) <= epochs / 2 + 0.5
+    assert epochs == 1 or (epochs - 1) * 195 < steps + 1  # no more epochs than it takes
+
+
+def test_equal_passes(config):
+    emp, byol = config("cifar/emp"), config("cifar/byol")
+    assert (views_per_image(emp), views_per_image(byol)) == (20, 2)
+    steps = steps_for_passes(1, emp, byol, 50_000)
+    assert steps * 256 * 2 == pytest.approx(500 * 100 * 20)
+    assert steps_for_passes(1, emp, emp, 50_000) == 500
+
+
+@pytest.mark.parametrize("budget, length, text", [("epochs", 1, "1 epoch"), ("epochs", 0.5, "0.5 epochs"), ("minutes", 5, "5 minutes of training"),
+                                                   ("passes", 1, "1 epoch of EMP-SSL in backbone passes")])
+def test_lengths_in_words(budget, length, text):
+    assert describe_length(budget, length) == text
