@@ -87,7 +87,7 @@ def test_resized_crops(interpolation, output):
     source = images(5, 36, 30)
     top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
     height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
-    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), output, interpolation)
+    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), (36, 30), output, interpolation)
     for i in range(5):
         wanted = TF.resized_crop(
             source[i].float() / 255, *(int(v[i]) for v in (top, left, height, width)), [output, output],
