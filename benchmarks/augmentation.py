@@ -7,7 +7,7 @@ kornia (optional, `pip install kornia`) is an AugmentationSequential of the same
 draws per patch: crop position, flip, the four strengths of the jitter, the blur's sigma, and which patches are jittered, greyed, blurred and
 solarised. Where it is per batch and ours per patch: the order of the jitter's operations, one permutation for all n x b patches (in ColorJiggle as
 in ColorJitter; the latter, taken here, has torchvision's formulas). Its shared blur kernel of 17 taps is ours for sigma up to 2. Crops
-at a fixed size only: without antialiasing its resizing is ours when it enlarges.
+only of a fixed size: without antialiasing its resizing is ours when it enlarges.
 """
 import torch
 from common import DEVICE, arguments, report, side_by_side
@@ -56,12 +56,14 @@ def main() -> None:
     bicubic = dict(interpolation="bicubic")
     # name: recipe, images, their side, passes over them per trial
     settings = {
-        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 10),
-        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 10),
-        "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 4),
-        "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 4),
-        "a quarter of the area -> 224, bicubic": (PatchRecipe(20, None, 224, **bicubic), 10, 224, 4),
-        "0.08 to 1 of the area -> 224, bicubic": (PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic), 10, 256, 4),
+        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 5),
+        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 5),
+        "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 2),
+        "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 2),
+        "a quarter of the area -> 224, bicubic": (PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic), 10, 224, 2),
+        "0.08 to 1 of the area -> 224, bicubic": (
+            PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic), 10, 256, 2,
+        ),  # fmt: skip
     }
     cases = {}
     for name, (recipe, b, side, passes) in settings.items():
@@ -77,7 +79,7 @@ def main() -> None:
 
         def pil():
             for patches in loader:
-                torch.stack(patches).to(DEVICE)
+                [patch.to(DEVICE) for patch in patches]
 
         references = {"PIL, 2 workers": pil}
         if recipe.patch_size:

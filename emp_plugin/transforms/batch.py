@@ -24,8 +24,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CPU_BLOCK_BYTES = 2**22
 DEVICE_BLOCK_BYTES = 2**28
 
-# Up to this side in pixels, resizing and blur are products with matrices, though most of their entries are zero.
-MATRIX_SIZE = 96
+# Up to this side in pixels, patches are resized by products with matrices, though most entries are zero: faster than
+# torch's interpolation, which on an accelerator works in parallel on the pixels of one patch only.
+MATRIX_SIZE = 64
 
 
 class PatchParameters(NamedTuple):
@@ -418,16 +419,23 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
     Needs radius < s.
     """
-    size = x.shape[-1]
     taps = (torch.arange(-radius, radius + 1, device=x.device).square() / (-2 * sigma.square()[:, None])).exp()
     taps = taps / taps.sum(-1, keepdim=True)
-    if size <= MATRIX_SIZE:
-        # The blur of an axis as a matrix, of which output and input pixel are rows and columns: that of the unit matrix.
-        unit = functional.pad(torch.eye(size, device=x.device)[None], (radius, radius), mode="reflect")[0]
-        matrix = (taps @ unit.unfold(1, 2 * radius + 1, 1).permute(2, 1, 0).flatten(1)).view(-1, 1, size, size)
-        return separable(x, matrix, matrix)
-    kernel = taps.repeat_interleave(3, 0)[:, None, None]
-    rows = functional.pad(x.flatten(0, 1), (radius, radius), mode="reflect")[None]
-    rows = functional.conv2d(rows, kernel, groups=len(kernel))
-    columns = functional.pad(rows, (0, 0, radius, radius), mode="reflect")
-    return functional.conv2d(columns, kernel.mT, groups=len(kernel)).view_as(x)
+    return _blur_columns(_blur_columns(x, taps), taps)
+
+
+def _blur_columns(x: Tensor, taps: Tensor) -> Tensor:
+    """Blurs (k, 3, s, s) along the last axis with taps (k, 2 radius + 1) and transposes it, so that twice does both axes.
+
+    By pieces of up to 32 pixels, which are products of a window of 2 radius more with a band matrix per patch.
+    """
+    k, _, _, size = x.shape
+    margin = taps.shape[1] - 1
+    pieces = math.ceil(size / 32)
+    piece = math.ceil(size / pieces)
+    rest = pieces * piece - size
+    # A row of taps and zeros that is one longer than the matrix's moves on by one from row to row.
+    band = functional.pad(taps[:, None].expand(-1, piece, -1), (0, piece)).flatten(1)[:, : piece * (piece + margin)]
+    windows = functional.pad(functional.pad(x, (margin // 2,) * 2 + (0, 0), mode="reflect"), (0, rest)).unfold(-1, piece + margin, piece)
+    blurred = torch.bmm(windows.reshape(k, -1, piece + margin), band.view(k, piece, -1).mT)
+    return blurred.view(k, 3, size, -1)[..., :size].mT
