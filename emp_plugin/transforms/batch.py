@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .recipe import PatchRecipe
 
@@ -20,8 +21,12 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # Bytes of one float32 copy of a block. On a CPU a few such copies should stay in the last-level cache, but much smaller
 # blocks pay for more calls; on an accelerator blocks only bound the memory, and large ones need fewer launches.
-CPU_BLOCK_BYTES = 2**21
+CPU_BLOCK_BYTES = 2**22
 DEVICE_BLOCK_BYTES = 2**28
+
+# Up to this side in pixels, patches are resized by products with matrices, though most entries are zero: faster than
+# torch's interpolation, which on an accelerator works in parallel on the pixels of one patch only.
+MATRIX_SIZE = 64
 
 
 class PatchParameters(NamedTuple):
@@ -193,46 +198,50 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
     left = torch.where(flat.flip, width - flat.width - flat.left, flat.left)
     boxes = torch.stack((image, flat.top, left, flat.height, flat.width))
 
+    # In order of the hue shift's place, then of the crop's area, so that every block is a slice of patches much alike.
+    hue_at = torch.where(flat.jitter, (flat.order == HUE).int().argmax(-1), 4)
+    index = (hue_at * (height * width + 1) + flat.height * flat.width).argsort(stable=True)
+    flat, boxes = PatchParameters(*(field[index] for field in flat)), boxes[:, index]
+    one_size = bool((boxes[3:] == boxes[3:, :1]).all())
+
     scale = torch.tensor(recipe.std).reciprocal()
     scale, shift = _send(torch.stack((scale, -torch.tensor(recipe.mean) * scale)), device).view(2, 3, 1, 1)
-    resize = None
-    if recipe.patch_size is not None and recipe.patch_size != size:
-        whole = torch.zeros(1, device=device), torch.full((1,), float(recipe.patch_size), device=device)
-        resize = resample_weights(*whole, recipe.patch_size, size, recipe.interpolation)[0]
+    device_boxes, table, device_index = (_send(tensor, device) for tensor in (boxes, _jitter_table(flat), index))
 
     out = torch.empty(n * b, size, size, 3, device=device)
-    side = size * size if recipe.patch_size else max(height * width, size * size)
     block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
-    for hue_at, index in _blocks(flat, max(1, block_bytes // (12 * side))):
-        block = PatchParameters(*(field[index] for field in flat))
-        box = _send(boxes[:, index], device)
-        if recipe.patch_size is None:
-            x = resized_crops(source, box, size, recipe.interpolation)
+    limit = max(1, block_bytes // (12 * max(size * size, int((boxes[3] * boxes[4]).max()))))
+    for place, block in _blocks(torch.bincount(hue_at, minlength=5).tolist(), limit):
+        box, window = device_boxes[:, block], boxes[3:, block].amax(1).tolist()
+        if not one_size:
+            x = resized_crops(source, box, window, size, recipe.interpolation)
+        elif window == [size, size]:
+            x = crops(source, *box[:3], *window)
         else:
-            x = fixed_crops(source, box, recipe.patch_size, resize)
-        if hue_at is not None:
-            color_jitter(x, hue_at, _send(_jitter_table(block), device))
-        if len(subset := block.grey.nonzero()[:, 0]):
+            x = resize(crops(source, *box[:3], *window), size, recipe.interpolation)
+        if place < 4:
+            color_jitter(x, place, table[:, :, block])
+        if len(subset := flat.grey[block].nonzero()[:, 0]):
             subset = _send(subset, device)
             x.index_copy_(0, subset, grey(x[subset])[:, None].expand(-1, 3, -1, -1))
-        if len(subset := block.blur.nonzero()[:, 0]):
-            sigma, subset = _send(block.sigma[subset], device), _send(subset, device)
+        if len(subset := flat.blur[block].nonzero()[:, 0]):
+            sigma, subset = _send(flat.sigma[block][subset], device), _send(subset, device)
             x.index_copy_(0, subset, gaussian_blur(x[subset], sigma, blur_radius(recipe.blur_sigma[1], size)))
-        if len(subset := block.solarize.nonzero()[:, 0]):
+        if len(subset := flat.solarize[block].nonzero()[:, 0]):
             subset = _send(subset, device)
             x.index_copy_(0, subset, solarize(x[subset]))
         x.mul_(scale).add_(shift)
-        out.index_copy_(0, _send(index, device), x.permute(0, 2, 3, 1).contiguous())
+        out.index_copy_(0, device_index[block], x.permute(0, 2, 3, 1).contiguous())
     return out.view(n, b, size, size, 3).permute(0, 1, 4, 2, 3)
 
 
-def _blocks(flat: PatchParameters, limit: int) -> Iterator[tuple[int | None, Tensor]]:
-    """(place of the hue shift in the jitter or None without jitter, indices of at most ``limit`` such patches)."""
-    hue_at = torch.where(flat.jitter, (flat.order == HUE).int().argmax(-1), 4)
-    for place in range(5):
-        for index in (hue_at == place).nonzero()[:, 0].split(limit):
-            if len(index):
-                yield (None if place == 4 else place), index
+def _blocks(counts: list[int], limit: int) -> Iterator[tuple[int, slice]]:
+    """(group, slice of at most ``limit`` members) for groups of these sizes that stand one after the other."""
+    start = 0
+    for group, count in enumerate(counts):
+        for first in range(start, start + count, limit):
+            yield group, slice(first, min(first + limit, start + count))
+        start += count
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -253,39 +262,45 @@ def _check_images(images: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------ crops and resizing
 
 
-def fixed_crops(source: Tensor, box: Tensor, patch_size: int, resize: Tensor | None) -> Tensor:
-    """Square windows of uint8 ``source`` (m, 3, H, W) -> float32 (k, 3, s, s) in [0, 1].
-
-    Args:
-        box: int64 (5, k), rows image, top, left (height and width are not used).
-        resize: (s, patch_size) weights for both axes, or None to keep the size.
-    """
-    _, channels, height, width = source.shape
-    image, top, left = box[:3]
+def crops(source: Tensor, image: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Windows of uint8 ``source`` (m, 3, H, W) of one size -> float32 (k, 3, height, width) in [0, 1]."""
+    _, channels, rows, columns = source.shape
     # All windows at once, as a view: one starts at every pixel (those that wrap around are never asked for). Selecting
     # from it copies whole rows, in bytes, and is several times faster than indexing every pixel.
-    reach = (channels - 1) * height * width + (patch_size - 1) * width + patch_size
+    reach = (channels - 1) * rows * columns + (height - 1) * columns + width
     windows = source.as_strided(
-        (source.numel() - reach + 1, channels, patch_size, patch_size), (1, height * width, width, 1)
+        (source.numel() - reach + 1, channels, height, width), (1, rows * columns, columns, 1)
     )
-    x = windows.index_select(0, (image * channels * height + top) * width + left).float()
-    if resize is not None:
-        x = separable(x, resize, resize).clamp_(0, 255)
-    return x.div_(255)
+    return windows.index_select(0, (image * channels * rows + top) * columns + left).float().div_(255)
 
 
-def resized_crops(source: Tensor, box: Tensor, output_size: int, interpolation: str) -> Tensor:
-    """Boxes of uint8 ``source`` (m, 3, H, W) -> float32 (k, 3, s, s) in [0, 1], resized with antialiasing.
+def resize(x: Tensor, size: int, interpolation: str) -> Tensor:
+    """(k, 3, h, w) -> (k, 3, size, size), with antialiasing, within [0, 1] (bicubic overshoots, and 8-bit pixels cannot)."""
+    if size <= MATRIX_SIZE:
+        whole = torch.zeros(1, device=x.device)
+        rows, columns = (resample_weights(whole, whole + length, length, size, interpolation)[0] for length in x.shape[-2:])
+        x = separable(x, rows, columns)
+    else:
+        # Enlarging bilinearly needs no antialiasing, and is faster without.
+        antialias = interpolation == "bicubic" or max(x.shape[-2:]) > size
+        x = functional.interpolate(x, (size, size), mode=interpolation, antialias=antialias)
+    return x.clamp_(0, 1)
+
+
+def resized_crops(source: Tensor, box: Tensor, window: tuple[int, int], size: int, interpolation: str) -> Tensor:
+    """Boxes of uint8 ``source`` (m, 3, H, W) -> float32 (k, 3, size, size) in [0, 1], resized with antialiasing.
 
     Args:
         box: int64 (5, k), rows image, top, left, height, width.
+        window: the greatest height and width of the boxes.
     """
-    height, width = source.shape[-2:]
     image, top, left, box_height, box_width = box
-    rows = resample_weights(top, box_height, height, output_size, interpolation)
-    columns = resample_weights(left, box_width, width, output_size, interpolation)
-    x = separable(source.index_select(0, image).float(), rows[:, None], columns[:, None])
-    return x.clamp_(0, 255).div_(255)  # bicubic overshoots, and 8-bit pixels cannot
+    height, width = window
+    first_row, first_column = top.clamp(max=source.shape[-2] - height), left.clamp(max=source.shape[-1] - width)
+    rows = resample_weights(top - first_row, box_height, height, size, interpolation)
+    columns = resample_weights(left - first_column, box_width, width, size, interpolation)
+    x = crops(source, image, first_row, first_column, height, width)
+    return separable(x, rows[:, None], columns[:, None]).clamp_(0, 1)
 
 
 def resample_weights(start: Tensor, length: Tensor, source: int, output: int, interpolation: str) -> Tensor:
@@ -297,18 +312,24 @@ def resample_weights(start: Tensor, length: Tensor, source: int, output: int, in
     Args:
         start, length: (k,) in source pixels.
     """
-    ratio = (length / output)[:, None, None]
+    start, length = start[:, None, None], length[:, None, None]
+    ratio = length / output
+    stretch, reach = ratio.clamp(min=1), 1 if interpolation == "bilinear" else 2
     centre = (torch.arange(output, device=start.device)[:, None] + 0.5) * ratio
-    pixel = torch.arange(source, device=start.device) + 0.5 - start[:, None, None]
-    distance = (pixel - centre).abs_().div_(ratio.clamp(min=1))
+    # Only the few pixels within reach are weighed, and then put in their places.
+    taps = 2 * math.ceil(reach * max(1.0, source / output)) + 1
+    pixel = (centre - reach * stretch).floor() + torch.arange(taps, device=start.device)
+    distance = (pixel + 0.5 - centre).abs_().div_(stretch)
     if interpolation == "bilinear":
         weights = (1 - distance).clamp_(min=0)
     else:
         near = (1.5 * distance - 2.5) * distance * distance + 1
         far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    weights = weights * ((pixel > 0) & (pixel < length[:, None, None]))
-    return weights / weights.sum(-1, keepdim=True)
+    weights = weights * ((pixel >= 0) & (pixel < length))
+    weights = weights / weights.sum(-1, keepdim=True)
+    places = weights.new_zeros(len(weights), output, taps + source + taps)  # pixels beyond the axis have weight 0
+    return places.scatter_(-1, (pixel + start).long() + taps, weights)[..., taps:-taps]
 
 
 def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -368,20 +389,19 @@ def rotate_hue(x: Tensor, turns: Tensor) -> None:
     The usual HSV conversion without its six cases. The hue lies between -1/2 and 1/2 turn from red, towards green if
     green > blue; its size in sixths of a turn is 1 + (green + blue - red - low) / spread, where low and spread are the
     smallest channel value and the distance from there to the largest. A hue shift keeps both. The shifted channel is at
-    the largest up to a sixth of a turn away from its own hue, at the smallest beyond a third, and linear between.
+    the largest up to a sixth of a turn away from its own hue (red 0, green 1/3, blue 2/3), at the smallest beyond a third,
+    and linear between. Red, whose hue is both 0 and 1, counts from the opposite, 1/2.
     """
     red, green, blue = x.unbind(1)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
+    high, low = x.amax(1), x.amin(1)
     spread = high - low
-    divisor = (6 * spread).clamp_(min=1e-30)  # of grey pixels, whose hue is arbitrary and finite
-    size = (green + blue).sub_(red).sub_(low).div_(divisor).add_(1 / 6)
-    hue = size.copysign_(green - blue).add_(turns)
-    for channel, opposite in ((red, 1 / 2), (green, 1 / 6), (blue, -1 / 6)):
-        away = hue + opposite  # in turns, from the hue opposite to the channel's, up to whole turns
-        away.sub_(away.round()).abs_()
-        lowered = away.mul_(-6).add_(2).clamp_(0, 1)
-        torch.sub(high, lowered.mul_(spread), out=channel)
+    slope = (6 * spread).clamp_(min=1e-30)  # not 0 for grey pixels, whose hue is arbitrary and finite
+    size = (green + blue).sub_(red).sub_(low).div_(slope).add_(1 / 6)
+    hue = size.copysign_(green - blue).add_(turns + 1).frac_()  # from 0 to 1
+    top = high + spread
+    torch.addcmul(high.sub_(spread, alpha=2), slope, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red)
+    torch.addcmul(top, slope, (hue - 1 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=green)
+    torch.addcmul(top, slope, hue.sub_(2 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=blue)
 
 
 def solarize(x: Tensor) -> Tensor:
@@ -397,18 +417,25 @@ def blur_radius(max_sigma: float, size: int) -> int:
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur of (k, 3, s, s) with standard deviations (k,) in pixels, 2 radius + 1 taps and reflected borders.
 
-    The reflection is folded into one s x s matrix per patch: output i reads input j at distance |i - j|, and its two
-    mirror images, at i + j and at 2 (s - 1) - i - j. Needs radius < s.
+    Needs radius < s.
     """
-    size = x.shape[-1]
-    i = torch.arange(size, device=x.device)
-    mirrored = i[:, None] + i
-    distances = torch.stack(((i[:, None] - i).abs(), mirrored, 2 * (size - 1) - mirrored))
-    # The border pixels themselves are not repeated by a reflection. What is out of reach reads the zero after the taps.
-    inside = torch.stack((i >= 0, i > 0, i < size - 1))[:, None] & (distances <= radius)
-    distances = torch.where(inside, distances, radius + 1)
-    taps = (i[: radius + 1].square() / (-2 * sigma.square()[:, None])).exp()
-    taps = torch.cat((taps, torch.zeros_like(taps[:, :1])), 1)
-    weights = taps.index_select(1, distances.flatten()).view(-1, *distances.shape).sum(1)
-    weights = (weights / weights.sum(-1, keepdim=True))[:, None]
-    return separable(x, weights, weights)
+    taps = (torch.arange(-radius, radius + 1, device=x.device).square() / (-2 * sigma.square()[:, None])).exp()
+    taps = taps / taps.sum(-1, keepdim=True)
+    return _blur_columns(_blur_columns(x, taps), taps)
+
+
+def _blur_columns(x: Tensor, taps: Tensor) -> Tensor:
+    """Blurs (k, 3, s, s) along the last axis with taps (k, 2 radius + 1) and transposes it, so that twice does both axes.
+
+    By pieces of up to 32 pixels, which are products of a window of 2 radius more with a band matrix per patch.
+    """
+    k, _, _, size = x.shape
+    margin = taps.shape[1] - 1
+    pieces = math.ceil(size / 32)
+    piece = math.ceil(size / pieces)
+    rest = pieces * piece - size
+    # A row of taps and zeros that is one longer than the matrix's moves on by one from row to row.
+    band = functional.pad(taps[:, None].expand(-1, piece, -1), (0, piece)).flatten(1)[:, : piece * (piece + margin)]
+    windows = functional.pad(functional.pad(x, (margin // 2,) * 2 + (0, 0), mode="reflect"), (0, rest)).unfold(-1, piece + margin, piece)
+    blurred = torch.bmm(windows.reshape(k, -1, piece + margin), band.view(k, piece, -1).mT)
+    return blurred.view(k, 3, size, -1)[..., :size].mT

@@ -65,6 +65,9 @@ def reference_patch(image, params, recipe):
         PatchRecipe(8, 5, 4, **ALWAYS),
         PatchRecipe(8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS),
         PatchRecipe(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
+        PatchRecipe(3, 30, 70, **ALWAYS),  # from here on by interpolation, and blurred in pieces
+        PatchRecipe(3, 30, 70, interpolation="bicubic", **ALWAYS),
+        PatchRecipe(3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), interpolation="bicubic", **ALWAYS),
     ],
     ids=str,
 )
@@ -87,7 +90,7 @@ def test_resized_crops(interpolation, output):
     source = images(5, 36, 30)
     top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
     height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
-    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), output, interpolation)
+    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), (36, 30), output, interpolation)
     for i in range(5):
         wanted = TF.resized_crop(
             source[i].float() / 255, *(int(v[i]) for v in (top, left, height, width)), [output, output],
@@ -117,13 +120,21 @@ def test_hue_on_a_grid_of_colours(turns):
     torch.testing.assert_close(made, TF.adjust_hue(colours[..., None], turns)[..., 0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("size,max_sigma", [(16, 2.0), (32, 2.0), (8, 2.0), (2, 2.0), (1, 2.0), (24, 0.5)])
+@pytest.mark.parametrize("size,max_sigma", [(16, 2.0), (32, 2.0), (8, 2.0), (2, 2.0), (1, 2.0), (24, 0.5), (33, 2.0), (64, 1.0), (101, 2.0)])
 def test_blur(size, max_sigma):
     x = torch.rand(7, 3, size, size, generator=generator(3))
     sigma = torch.linspace(0.1, max_sigma, 7)
     radius = batch.blur_radius(max_sigma, size)
     wanted = torch.stack([TF.gaussian_blur(p, 2 * radius + 1, s.item()) for p, s in zip(x, sigma)])
     torch.testing.assert_close(batch.gaussian_blur(x, sigma, radius), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [7, 30, 45, 64, 65, 100])
+def test_resize_of_equal_crops(interpolation, size):
+    x = images(4, 36, 70).float() / 255
+    wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True).clamp(0, 1)
+    torch.testing.assert_close(batch.resize(x, size, interpolation), wanted, **TOLERANCE)
 
 
 def test_blur_kernel_is_wide_enough():

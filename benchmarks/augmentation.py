@@ -1,0 +1,102 @@
+"""`BatchMultiPatch` against the torchvision PIL pipeline in a DataLoader with two workers, and against kornia's nearest equivalent.
+
+All start from the same uint8 images in memory and make float32 patches, normalised. The PIL pipeline is `MultiPatchTransform`; its workers
+live through all trials, and a trial is one pass over the images, so that start-up is not counted.
+
+kornia (optional, `pip install kornia`) is an AugmentationSequential of the same operations on each image repeated n times. Like ours it
+draws per patch: crop position, flip, the four strengths of the jitter, the blur's sigma, and which patches are jittered, greyed, blurred and
+solarised. Where it is per batch and ours per patch: the order of the jitter's operations, one permutation for all n x b patches (in ColorJiggle as
+in ColorJitter; the latter, taken here, has torchvision's formulas). Its shared blur kernel of 17 taps is ours for sigma up to 2. Crops
+only of a fixed size: without antialiasing its resizing is ours when it enlarges.
+"""
+import torch
+from common import DEVICE, arguments, report, side_by_side
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe
+from emp_plugin.transforms.batch import blur_radius
+
+
+class PILPatches(torch.utils.data.Dataset):
+    """The patches of each of the uint8 images (b, 3, H, W), made by the PIL pipeline."""
+
+    def __init__(self, images: torch.Tensor, recipe: PatchRecipe) -> None:
+        self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        self.transform = MultiPatchTransform.from_recipe(recipe)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self.transform(self.images[index])
+
+
+def kornia_pipeline(recipe: PatchRecipe) -> torch.nn.Module:
+    """kornia's operations for a recipe of fixed-size crops: float (k, 3, H, W) in [0, 1] -> (k, 3, s, s)."""
+    import kornia.augmentation as K
+
+    size = recipe.output_size
+    taps = 2 * blur_radius(recipe.blur_sigma[1], size) + 1
+    resize = [] if recipe.patch_size == size else [K.Resize((size, size), resample=recipe.interpolation, align_corners=False)]
+    return K.AugmentationSequential(
+        K.RandomCrop((recipe.patch_size, recipe.patch_size)),
+        *resize,
+        K.RandomHorizontalFlip(p=recipe.flip_prob),
+        K.ColorJitter(*recipe.jitter, p=recipe.jitter_prob),
+        K.RandomGrayscale(p=recipe.grey_prob),
+        K.RandomGaussianBlur((taps, taps), recipe.blur_sigma, p=recipe.blur_prob),
+        K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=recipe.solarize_prob),
+        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)),
+    )
+
+
+def main() -> None:
+    args = arguments(__doc__, trials=5)
+    bicubic = dict(interpolation="bicubic")
+    # name: recipe, images, their side, passes over them per trial
+    settings = {
+        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 5),
+        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 5),
+        "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 2),
+        "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 2),
+        "a quarter of the area -> 224, bicubic": (PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic), 10, 224, 2),
+        "0.08 to 1 of the area -> 224, bicubic": (
+            PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic), 10, 256, 2,
+        ),  # fmt: skip
+    }
+    cases = {}
+    for name, (recipe, b, side, passes) in settings.items():
+        if args.small:
+            b, passes = 2, 1
+        images = torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)
+        on_device, transform = images.to(DEVICE), BatchMultiPatch.from_recipe(recipe)
+        loader = DataLoader(PILPatches(images.repeat(passes, 1, 1, 1), recipe), b, num_workers=2, persistent_workers=True)
+
+        def ours():
+            for _ in range(passes):
+                transform(on_device)
+
+        def pil():
+            for patches in loader:
+                [patch.to(DEVICE) for patch in patches]
+
+        references = {"PIL, 2 workers": pil}
+        if recipe.patch_size:
+            try:
+                theirs = kornia_pipeline(recipe).to(DEVICE)
+            except ImportError:
+                print("kornia is not installed (pip install kornia): its case is left out")
+            else:
+                references["kornia"] = lambda: [theirs((on_device.float() / 255).repeat(recipe.num_patches, 1, 1, 1)) for _ in range(passes)]
+        for other, reference in references.items():
+            case = side_by_side(ours, reference, args.trials)
+            patches = recipe.num_patches * b * passes
+            case["patches_per_second"] = {who: patches / case[who]["median"] for who in ("ours", "reference")}
+            print(f"{name}, {other}: {case['patches_per_second']['ours']:,.0f} patches/s, theirs {case['patches_per_second']['reference']:,.0f}")
+            cases[f"{other}, {name}, b {b}, n {recipe.num_patches}"] = case
+    report("BatchMultiPatch", cases, args)
+
+
+if __name__ == "__main__":
+    main()
