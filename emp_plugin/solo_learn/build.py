@@ -79,8 +79,7 @@ def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
     if cfg.data.dataset in SMALL_IMAGES:
         cfg.data.dataset = "cifar10"  # the only names that get the head's stem for small images
     OmegaConf.update(cfg, "backbone.kwargs", _backbone_kwargs(cfg), force_add=True)
-    optimizer_kwargs = _optimizer_kwargs(cfg.optimizer)
-    cfg.optimizer.kwargs = optimizer_kwargs
+    cfg.optimizer.kwargs = _optimizer_kwargs(cfg.optimizer)
     cfg.optimizer.lr *= lr_factor
     cfg.optimizer.classifier_lr = _classifier_lr(cfg.optimizer) * lr_factor
     cfg.scheduler.name = str(cfg.scheduler.name).lower()
@@ -98,13 +97,11 @@ def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
     try:
         cfg = cls.add_and_assert_specific_cfg(cfg)
         _check_queue(cfg, cfg.method_kwargs)
-        method = cls(cfg)
+        return cls(cfg)
     except ConfigAttributeError as error:
         raise UserError(f"{error.full_key} is not set; {cfg.method} needs it") from error
     finally:
         logging.disable(logging.NOTSET)
-    method.extra_optimizer_args = optimizer_kwargs  # without OmegaConf's classes, which would end up in checkpoints
-    return method
 
 
 def _read_settings(cls: type) -> list[str]:

@@ -33,7 +33,7 @@ def test_configuration_reaches_the_constructor(tools):
         "byol", optimizer__batch_size=64, devices=[0, 1], num_nodes=2, accumulate_grad_batches=3, momentum__classifier=True, momentum__base_tau=0.97,
         knn_eval__enabled=True, knn_eval__k=7, knn_eval__distance_func="cosine", scheduler__min_lr=0.01, optimizer__kwargs__nesterov=True))
     assert method.lr == pytest.approx(0.4 * 64 * 4 / 256 * 3) and method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
-    assert method.extra_optimizer_args.items() >= {"momentum": 0.9, "nesterov": True}.items() and method.weight_decay == 1e-4 and method.batch_size == 64
+    assert dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items() and method.weight_decay == 1e-4 and method.batch_size == 64
     assert method.warmup_epochs == 0.5 and method.max_epochs == 1 and method.num_classes == 3 and method.min_lr == pytest.approx(0.03)
     assert method.momentum_updater.base_tau == 0.97 and method.momentum_classifier is not None
     assert method.knn.k == 7 and method.knn.distance_fx == "cosine"

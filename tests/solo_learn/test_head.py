@@ -1,7 +1,6 @@
 """What is particular to solo-learn's repository head: its constructors, and what it needs to be patched for."""
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from emp_plugin.solo_learn import GENERATION, METHODS, backbone_of, build_method, pl
 
@@ -36,22 +35,6 @@ def test_the_stem_without_our_repair_is_for_cifar_alone(tools):
 def test_weight_decay_can_spare_biases_and_norms(tools):
     method = build_method(tools.make_config("simclr", optimizer__exclude_bias_n_norm_wd=True))
     assert method.exclude_bias_n_norm_wd
-
-
-def test_checkpoints_hold_none_of_omegaconfs_classes(tools, tmp_path):
-    """With them torch refuses to load a checkpoint safely: the betas of a method built by itself are a ListConfig."""
-    cfg = tools.make_config("simclr", optimizer__name="adamw")
-    cfg.optimizer.kwargs = {"betas": [0.8, 0.9]}
-    by_itself = METHODS["simclr"](OmegaConf.create(OmegaConf.to_container(cfg) | {"performance": {}}))
-    for method, safe in ((build_method(cfg), True), (by_itself, False)):
-        trainer = tools.make_trainer(limit_val_batches=0, limit_train_batches=1)
-        trainer.fit(method, tools.loader(4, True))
-        trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-        if safe:
-            torch.load(tmp_path / "a.ckpt", weights_only=True)
-        else:
-            with pytest.raises(Exception, match="ListConfig|omegaconf"):
-                torch.load(tmp_path / "a.ckpt", weights_only=True)
 
 
 def test_lightning_of_this_generation():
