@@ -4,9 +4,19 @@
 #     bash scripts/test.sh                          all but the slow ones
 #     bash scripts/test.sh -m ""                    all
 #     bash scripts/test.sh tests/test_losses.py -k rate
+#     SOLO_LEARN=<checkout> bash scripts/test.sh    with this solo-learn; with the wheel installed too, also compares the two
 set -euo pipefail
+if [ -n "${SOLO_LEARN:-}" ]; then
+    if [ ! -d "$SOLO_LEARN/solo" ]; then
+        echo "SOLO_LEARN=$SOLO_LEARN is no checkout of solo-learn: it has no folder solo" >&2
+        exit 1
+    fi
+    SOLO_LEARN=$(cd "$SOLO_LEARN" && pwd)
+    export SOLO_LEARN PYTHONPATH="$SOLO_LEARN${PYTHONPATH:+:$PYTHONPATH}"
+fi
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+[ -z "${SOLO_LEARN:-}" ] || export PYTHONPATH="$SOLO_LEARN:$PYTHONPATH" # .venv starts from an empty one
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python - <<'EOP'
@@ -21,6 +31,7 @@ import torch
 from emp_plugin.solo_learn import GENERATION, VERSION, pl
 
 print(f"Python {sys.version.split()[0]} ({sys.executable})")
-print(f"torch {torch.__version__}, {pl.__name__} {pl.__version__}, solo-learn {VERSION} ({GENERATION})", flush=True)
+where = importlib.util.find_spec("solo").submodule_search_locations[0]
+print(f"torch {torch.__version__}, {pl.__name__} {pl.__version__}, solo-learn {VERSION} ({GENERATION}, {where})", flush=True)
 EOP
 exec python -m pytest "$@"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin import __version__
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import GENERATION, VERSION
+from emp_plugin.solo_learn import GENERATION, VERSION, pl
 
 CONFIG, SUMMARY, LAST = "config.yaml", "summary.json", "last.ckpt"
 NOT_COMPARED = ("auto_resume", "checkpoint", "resume_from_checkpoint", "wandb", "tensorboard", "evaluation")  # do not change the training
@@ -80,6 +80,7 @@ def _commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the hardware it ran on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "hydra-core")}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")}
+    packages[pl.__name__] = pl.__version__
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
     return {"emp_plugin": __version__, "commit": _commit(), "python": platform.python_version(), **packages, "solo-learn": f"{VERSION} ({GENERATION})", "hardware": hardware}

@@ -15,11 +15,12 @@ GENERATION, VERSION = find_generation()
 if GENERATION == "wheel":
     import pytorch_lightning as pl
 
-    from emp_plugin.solo_learn import wheel
-
-    wheel.apply_patches(wheel.import_solo())
+    from emp_plugin.solo_learn import wheel as patches
 else:
     import lightning.pytorch as pl
+
+    from emp_plugin.solo_learn import head as patches
+patches.apply_patches(patches.import_solo())
 
 
 def _solo(name: str) -> ModuleType:
@@ -41,4 +42,4 @@ def backbone_of(method: nn.Module) -> nn.Module:
 
 
 __all__ = ["GENERATION", "METHODS", "VERSION", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "backbone_of", "build_method",
-           "pl", "split_settings"]
+           "patches", "pl", "split_settings"]

@@ -1,15 +1,18 @@
 """From a configuration in the schema of solo-learn's repository head to a method of the installed generation."""
 import inspect
+import logging
+import re
 from argparse import ArgumentParser
 from dataclasses import fields
 from typing import Any, Mapping, TypeVar
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import GENERATION, METHODS, BaseMethod, BaseMomentumMethod
+from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, BaseMethod, BaseMomentumMethod
 
 Settings = TypeVar("Settings")
 
@@ -60,6 +63,7 @@ def build_method(cfg: DictConfig):
         UserError: an unknown method, backbone, optimiser, scheduler or setting, or one that the installed generation lacks; it is named.
     """
     cls = _choose(METHODS, cfg.method, "method", hidden=("base", "linear"))
+    _check(cfg)
     lr_factor = _lr_factor(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1.0
     method = _build_on_head(cls, cfg, lr_factor) if GENERATION == "head" else _build_on_wheel(cls, cfg, lr_factor)
     backbones = [method.get_submodule(name) for name in ("encoder", "momentum_encoder", "backbone", "momentum_backbone") if hasattr(method, name)]
@@ -72,10 +76,38 @@ def build_method(cfg: DictConfig):
 
 def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    cfg.optimizer.lr *= lr_factor
-    cfg.optimizer.classifier_lr *= lr_factor
+    if cfg.data.dataset in SMALL_IMAGES:
+        cfg.data.dataset = "cifar10"  # the only names that get the head's stem for small images
+    OmegaConf.update(cfg, "backbone.kwargs", _backbone_kwargs(cfg), force_add=True)
     cfg.optimizer.kwargs = _optimizer_kwargs(cfg.optimizer)
-    return cls(cfg)
+    cfg.optimizer.lr *= lr_factor
+    cfg.optimizer.classifier_lr = _classifier_lr(cfg.optimizer) * lr_factor
+    cfg.scheduler.name = str(cfg.scheduler.name).lower()
+    if not getattr(cls, "lr_scaled_by_batch_size", True):
+        cfg.accumulate_grad_batches = 1  # the head multiplies all learning rates by it, which a method with a rate of its own must not suffer
+    given = _plain(OmegaConf.select(cfg, "method_kwargs"))
+    if issubclass(cls, BaseMomentumMethod):
+        cfg.momentum = _momentum(cfg)
+        given = _without_aliases(given, cfg.momentum)
+    cfg.method_kwargs = given
+    names = _read_settings(cls)
+    if names:  # otherwise like EMP: split_settings checks them
+        _check_names(given, names, "method_kwargs", f" for {cfg.method}")
+    logging.disable(logging.WARNING)  # the head warns that a schedule by step cannot be resumed; ours can
+    try:
+        cfg = cls.add_and_assert_specific_cfg(cfg)
+        _check_queue(cfg, cfg.method_kwargs)
+        return cls(cfg)
+    except ConfigAttributeError as error:
+        raise UserError(f"{error.full_key} is not set; {cfg.method} needs it") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _read_settings(cls: type) -> list[str]:
+    """What a method class of the head and its parents read from ``cfg.method_kwargs``, according to their source."""
+    parents = cls.__mro__[:cls.__mro__.index(BaseMethod)]
+    return sorted({name for parent in parents for name in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(parent))})
 
 
 def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
@@ -105,22 +137,7 @@ def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
 
 
 def _backbone_arguments(cfg: DictConfig) -> dict[str, Any]:
-    name = cfg.backbone.name
-    if name not in BaseMethod._SUPPORTED_ENCODERS:
-        raise UserError(f"backbone.name: solo-learn 1.0.2 has no '{name}'; choose one of {', '.join(BaseMethod._SUPPORTED_ENCODERS)}")
-    kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs"))
-    size = OmegaConf.select(cfg, "augmentations[0].crop_size")
-    if name.startswith(("vit", "swin")) and size:
-        kwargs.setdefault("img_size", size)  # transformers are built for one size
-    return {"encoder": name, "backbone_args": {**kwargs, "cifar": cfg.data.dataset in SMALL_IMAGES}}
-
-
-def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
-    """``optimizer.kwargs`` with the head's defaults."""
-    _choose(OPTIMIZER_KWARGS, optimizer.name, "optimizer.name")
-    kwargs = _plain(OmegaConf.select(optimizer, "kwargs"))
-    _check_names(kwargs, OPTIMIZER_KWARGS[optimizer.name], "optimizer.kwargs", f" with optimizer.name={optimizer.name}")
-    return {"momentum": 0.9, **kwargs} if optimizer.name in ("sgd", "lars") else kwargs
+    return {"encoder": cfg.backbone.name, "backbone_args": {**_backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES}}
 
 
 def _optimizer_arguments(optimizer: DictConfig, lr_factor: float) -> dict[str, Any]:
@@ -128,8 +145,6 @@ def _optimizer_arguments(optimizer: DictConfig, lr_factor: float) -> dict[str, A
         raise UserError("optimizer.exclude_bias_n_norm_wd: solo-learn 1.0.2 lacks it; with lars use optimizer.kwargs.exclude_bias_n_norm")
     kwargs = _optimizer_kwargs(optimizer)
     lars = {LARS_KWARGS[name]: kwargs.pop(name) for name in LARS_KWARGS if name in kwargs}
-    if "betas" in kwargs:
-        kwargs["betas"] = tuple(kwargs["betas"])
     return {
         "optimizer": "sgd" if optimizer.name == "lars" else optimizer.name,
         "lars": optimizer.name == "lars",
@@ -138,30 +153,20 @@ def _optimizer_arguments(optimizer: DictConfig, lr_factor: float) -> dict[str, A
         "extra_optimizer_args": kwargs,
         "batch_size": optimizer.batch_size,
         "lr": optimizer.lr * lr_factor,
-        "classifier_lr": OmegaConf.select(optimizer, "classifier_lr", default=0.3) * lr_factor,
+        "classifier_lr": _classifier_lr(optimizer) * lr_factor,
         "weight_decay": optimizer.weight_decay,
     }
 
 
 def _scheduler_arguments(scheduler: DictConfig) -> dict[str, Any]:
-    name = str(scheduler.name).lower()
-    _choose(SCHEDULERS, name, "scheduler.name")
-    if OmegaConf.select(scheduler, "interval", default="step") != "step":
-        raise UserError("scheduler.interval: only 'step' is supported; the rate moves with every optimiser step")
     decay = OmegaConf.select(scheduler, "lr_decay_steps")
-    if name == "step" and not decay:
-        raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
     return {
-        "scheduler": name,
+        "scheduler": str(scheduler.name).lower(),
         "min_lr": OmegaConf.select(scheduler, "min_lr", default=0.0),
         "warmup_start_lr": OmegaConf.select(scheduler, "warmup_start_lr", default=3e-5),
         "warmup_epochs": OmegaConf.select(scheduler, "warmup_epochs", default=10),
         "lr_decay_steps": list(decay) if decay else None,
     }
-
-
-def _momentum(cfg: DictConfig) -> dict[str, Any]:
-    return {"base_tau": 0.99, "final_tau": 1.0, "classifier": False, **_plain(OmegaConf.select(cfg, "momentum"))}
 
 
 def _method_arguments(cls: type, cfg: DictConfig) -> dict[str, Any]:
@@ -194,6 +199,54 @@ def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
     return own
 
 
+def _distance(cfg: DictConfig) -> str:
+    distance = OmegaConf.select(cfg, "knn_eval.distance_func", default="euclidean")
+    return _choose({"cosine": "cosine", "euclidean": "euclidean"}, distance, "knn_eval.distance_func")
+
+
+# shared by both generations
+
+
+def _check(cfg: DictConfig) -> None:
+    """Raises UserError for names that neither generation, or not the installed one, knows."""
+    known = BaseMethod._SUPPORTED_ENCODERS if GENERATION == "wheel" else BaseMethod._BACKBONES
+    if cfg.backbone.name not in known:
+        raise UserError(f"backbone.name: solo-learn {VERSION} has no '{cfg.backbone.name}'; choose one of {', '.join(known)}")
+    scheduler = cfg.scheduler
+    name = _choose(SCHEDULERS, str(scheduler.name).lower(), "scheduler.name")
+    if OmegaConf.select(scheduler, "interval", default="step") != "step":
+        raise UserError("scheduler.interval: only 'step' is supported; the rate moves with every optimiser step")
+    if name == "step" and not OmegaConf.select(scheduler, "lr_decay_steps"):
+        raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
+    _distance(cfg)
+
+
+def _backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
+    kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs"))
+    size = OmegaConf.select(cfg, "augmentations[0].crop_size")
+    if cfg.backbone.name.startswith(("vit", "swin")) and size:
+        kwargs.setdefault("img_size", size)  # transformers are built for one size
+    return kwargs
+
+
+def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
+    """``optimizer.kwargs`` with the head's defaults."""
+    _choose(OPTIMIZER_KWARGS, optimizer.name, "optimizer.name")
+    kwargs = _plain(OmegaConf.select(optimizer, "kwargs"))
+    _check_names(kwargs, OPTIMIZER_KWARGS[optimizer.name], "optimizer.kwargs", f" with optimizer.name={optimizer.name}")
+    if "betas" in kwargs:
+        kwargs["betas"] = tuple(kwargs["betas"])
+    return {"momentum": 0.9, **kwargs} if optimizer.name in ("sgd", "lars") else kwargs
+
+
+def _classifier_lr(optimizer: DictConfig) -> float:
+    return OmegaConf.select(optimizer, "classifier_lr", default=0.3)
+
+
+def _momentum(cfg: DictConfig) -> dict[str, Any]:
+    return {"base_tau": 0.99, "final_tau": 1.0, "classifier": False, **_plain(OmegaConf.select(cfg, "momentum"))}
+
+
 def _without_aliases(given: dict[str, Any], momentum: dict[str, Any]) -> dict[str, Any]:
     for alias, name in MOMENTUM_ALIASES.items():
         value = given.pop(alias, None)
@@ -208,14 +261,6 @@ def _check_queue(cfg: DictConfig, arguments: dict[str, Any]) -> None:
     size = arguments.get("queue_size", 0)
     if cfg.method != "swav" and size % batch:
         raise UserError(f"method_kwargs.queue_size={size} must be a multiple of the batch of all devices, {batch}; {size // batch * batch or batch} is")
-
-
-def _distance(cfg: DictConfig) -> str:
-    distance = OmegaConf.select(cfg, "knn_eval.distance_func", default="euclidean")
-    return _choose({"cosine": "cosine", "euclidean": "euclidean"}, distance, "knn_eval.distance_func")
-
-
-# shared by both generations
 
 
 def _lr_factor(cfg: DictConfig) -> float:

@@ -1,6 +1,7 @@
 """Which solo-learn is installed, found without importing it."""
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 
 INSTALL = ("install the tested version with `pip install --no-deps solo-learn==1.0.2` "
@@ -25,7 +26,7 @@ def find_generation() -> tuple[str, str]:
 
 
 def generation_of(root: Path, version: str) -> str | None:
-    """Generation of the package in folder ``root``, None if unknown. Judged by its layout; a checkout on PYTHONPATH has no version."""
+    """Generation of the package in folder ``root``, None if unknown. Judged by its layout, the wheel's also by its version."""
     if (root / "backbones").is_dir() and (root / "methods" / "mae.py").is_file():
         return "head"
     if (root / "utils" / "backbones.py").is_file() and version in ("1.0.2", "unknown"):
@@ -34,11 +35,15 @@ def generation_of(root: Path, version: str) -> str | None:
 
 
 def _version(root: Path) -> str:
-    """Version of the distribution that put ``root`` there; another one's metadata says nothing about a checkout on PYTHONPATH."""
+    """Version of the distribution that put ``root`` there, or what the setup.py of a checkout says (which has no distribution)."""
     try:
         found = importlib.metadata.distribution("solo-learn")
+        installed = Path(found.locate_file("solo")).resolve()
+        editable = found.read_text("direct_url.json") or ""
+        if installed == root.resolve() or str(root.resolve().parent) in editable:
+            return found.version
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-    installed = Path(found.locate_file("solo")).resolve()
-    editable = found.read_text("direct_url.json") or ""
-    return found.version if installed == root.resolve() or str(root.resolve().parent) in editable else "unknown"
+        pass
+    setup = root.parent / "setup.py"
+    written = re.search(r"""version=["']([^"']+)""", setup.read_text()) if setup.is_file() else None
+    return written[1] if written else "unknown"

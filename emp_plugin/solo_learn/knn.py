@@ -30,7 +30,7 @@ def knn_accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
     # solo-learn counts the classes of the test set alone, which breaks when the training set has a label that it lacks
     num_classes = int(max(train_y.max(), test_y.max())) + 1
     train_x, test_x = train_x.float(), test_x.float()
-    if distance == "cosine":  # solo-learn forgets this, and the exponential overflows
+    if distance == "cosine":  # the wheel forgets this, and the exponential overflows
         train_x, test_x = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
     hits = torch.zeros(2, dtype=torch.long, device=train_x.device)
     for x, y in zip(*(t.split(max(1, max_matrix // len(train_x))) for t in (test_x, test_y))):

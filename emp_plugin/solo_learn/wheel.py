@@ -1,7 +1,7 @@
 """Makes solo-learn 1.0.2, written for torch 1.9 and Lightning 1.5, work on torch 2, Lightning 2 and torchmetrics 1.
 
-Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function here and says why
-it exists; ``tests/solo_learn/test_wheel.py`` shows for each what happens without it.
+Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function, here or (if the
+repository's head needs it too) in :mod:`repairs`, and says why it exists; the tests show for each what happens without it.
 """
 import functools
 import importlib
@@ -14,10 +14,9 @@ from typing import Any, Iterator
 import pytorch_lightning as pl
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
 
-from emp_plugin.solo_learn.knn import knn_accuracy
-from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of, warmup_cosine
+from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints
+from emp_plugin.solo_learn.schedules import warmup_cosine
 
 PL_BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
 LOGGED = tuple(f"{prefix}{name}" for prefix in ("", "momentum_") for name in ("val_loss", "val_acc1", "val_acc5"))
@@ -53,9 +52,10 @@ def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (log_validation_by_hook, accept_batch_end_without_loader_index, schedule_by_step, repair_knn, run_closure_before_lars,
-                  allow_few_classes, separate_dinos_clipping, keep_prototypes_at_length_one):
+    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, run_closure_before_lars, separate_dinos_clipping,
+                  keep_prototypes_at_length_one):
         patch(solo)
+    exchange_checkpoints(solo, "wheel")
     solo.base._patched_by_emp_plugin = True
 
 
@@ -148,56 +148,6 @@ def accept_batch_end_without_loader_index(solo: SimpleNamespace) -> None:
     solo.base.BaseMomentumMethod.on_train_batch_end = on_train_batch_end
 
 
-def schedule_by_step(solo: SimpleNamespace) -> None:
-    """solo-learn's schedules move once per epoch: in a run of one epoch the rate would stay at the start of the warm-up."""
-
-    def by_step(original):
-        def configure_optimizers(self):
-            name = self.scheduler
-            if name not in STEPWISE:  # "none", LinearModel's others, and solo-learn's own error for unknown names
-                return original(self)
-            self.scheduler = "none"
-            try:
-                optimizer = original(self)
-            finally:
-                self.scheduler = name
-            total, epoch = steps_of(self.trainer)
-            # LinearModel has no settings for the warm-up: ten epochs from 0 down to 0, always
-            scheduler = per_step(optimizer, name, total, epoch, getattr(self, "warmup_epochs", 10), getattr(self, "warmup_start_lr", 0.0),
-                                 getattr(self, "min_lr", 0.0), self.lr_decay_steps)
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-        return configure_optimizers
-
-    for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
-        cls.configure_optimizers = by_step(cls.configure_optimizers)
-
-
-def repair_knn(solo: SimpleNamespace) -> None:
-    """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``; :mod:`knn` says what was wrong with the rest."""
-
-    def __init__(self, k: int = 20, T: float = 0.07, max_distance_matrix_size: int = int(5e6), distance_fx: str = "cosine",
-                 epsilon: float = 0.00001, dist_sync_on_step: bool = False):
-        Metric.__init__(self, dist_sync_on_step=dist_sync_on_step)
-        self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
-        self.distance_fx, self.epsilon = distance_fx, epsilon
-        for state in ("train_features", "train_targets", "test_features", "test_targets"):
-            self.add_state(state, default=[], persistent=False)
-
-    def forward(self, *args: Any, **kwargs: Any):
-        self.update(*args, **kwargs)
-
-    def compute(self) -> tuple[float, float]:
-        """k-NN accuracy @1 and @5 in percent; empties the memory banks."""
-        banks = [torch.cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
-        accuracies = knn_accuracy(*banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size)
-        self.reset()
-        return accuracies
-
-    for function in (__init__, forward, compute):
-        setattr(solo.knn.WeightedKNNClassifier, function.__name__, function)
-
-
 def run_closure_before_lars(solo: SimpleNamespace) -> None:
     """Lightning's closure computes the gradients inside ``optimizer.step``.
 
@@ -215,17 +165,6 @@ def run_closure_before_lars(solo: SimpleNamespace) -> None:
         return loss
 
     solo.lars.LARSWrapper.step = step
-
-
-def allow_few_classes(solo: SimpleNamespace) -> None:
-    """The momentum classifier and LinearModel ask for the top 5 of any number of classes; with fewer, top-5 is the top of all."""
-    original = solo.metrics.accuracy_at_k
-
-    def accuracy_at_k(outputs: torch.Tensor, targets: torch.Tensor, top_k=(1, 5)):
-        return original(outputs, targets, [min(k, outputs.size(1)) for k in top_k])
-
-    for module in (solo.metrics, solo.base, solo.linear):
-        module.accuracy_at_k = accuracy_at_k
 
 
 def separate_dinos_clipping(solo: SimpleNamespace) -> None:

@@ -107,12 +107,12 @@ class PatchRecipe:
 # mean, std). A name stands for a plain value, a tuple of names for a nested group.
 _GROUPS = {
     "rrc": ("enabled", "crop_min_scale", "crop_max_scale", "ratio"),
-    "color_jitter": ("prob", "brightness", "contrast", "saturation", "hue"),
-    "grayscale": ("prob",),
-    "gaussian_blur": ("prob", "sigma"),
-    "solarization": ("prob",),
-    "equalization": ("prob",),
-    "horizontal_flip": ("prob",),
+    "color_jitter": ("enabled", "prob", "brightness", "contrast", "saturation", "hue"),
+    "grayscale": ("enabled", "prob"),
+    "gaussian_blur": ("enabled", "prob", "sigma"),
+    "solarization": ("enabled", "prob"),
+    "equalization": ("enabled", "prob"),
+    "horizontal_flip": ("enabled", "prob"),
 }
 _VALUES = ("crop_size", "num_crops", "patch_size", "scale", "interpolation", "mean", "std")
 
@@ -123,7 +123,7 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
     Keys that are absent mean what they mean there: probabilities and jitter strengths 0, one crop, of 224 pixels, scale
     0.08 to 1, ratio 3/4 to 4/3, bicubic, sigma 0.1 to 2. Normalisation is 0.5 unless ``mean`` and ``std`` are given.
     Without ``patch_size``, ``rrc.enabled`` false is the whole image resized (of a non-square image the largest central
-    square).
+    square). In the other groups some of solo-learn's recipes have ``enabled`` too, which it does not read: ``prob`` decides.
 
     Args:
         entry: nested mapping with the keys ``rrc, color_jitter, grayscale, gaussian_blur, solarization, equalization,
@@ -131,8 +131,8 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
             gaussian_blur.sigma``.
 
     Raises:
-        ValueError: for unknown keys (all are named), for ``equalization.prob`` above 0, for both ``patch_size`` and
-            ``rrc.enabled``, and for whatever `PatchRecipe` refuses.
+        ValueError: for unknown keys (all are named), for ``equalization.prob`` above 0, for a group with ``enabled`` false and a ``prob``
+            above 0, for both ``patch_size`` and ``rrc.enabled``, and for whatever `PatchRecipe` refuses.
 
     >>> recipe_from_augmentation({"patch_size": 16, "crop_size": 32, "num_crops": 20}).num_patches
     20
@@ -184,6 +184,8 @@ def _check_keys(entry: Mapping[str, Any]) -> None:
         if not isinstance(group, Mapping):
             raise ValueError(f"augmentation {name} must be a mapping with keys {', '.join(known)}, got {group!r}")
         unknown += [f"{name}.{key}" for key in group if key not in known]
+        if not group.get("enabled", True) and group.get("prob", 0):
+            raise ValueError(f"{name}.enabled is false and {name}.prob {group['prob']}: set {name}.prob to 0, which is what decides")
     if unknown:
         known = list(_VALUES) + [f"{name}.{key}" for name, keys in _GROUPS.items() for key in keys]
         raise ValueError(f"unknown augmentation keys: {', '.join(unknown)}; known are {', '.join(known)}")

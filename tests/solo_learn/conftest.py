@@ -5,24 +5,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
-from emp_plugin.solo_learn import pl, wheel
+from emp_plugin.solo_learn import GENERATION, METHODS, patches, pl
 
 OWN = {
+    "emp": {"embedding_dim": 32, "proj_hidden_dim": 32, "proj_output_dim": 16},
     "simclr": {"temperature": 0.2},
     "byol": {"pred_hidden_dim": 8},
     "vicreg": {},
-    "swav": {"num_prototypes": 6, "queue_size": 8, "epoch_queue_starts": 0},
-    "ressl": {"queue_size": 8},
+    "swav": {"num_prototypes": 6, "queue_size": 8, "epoch_queue_starts": 0, "temperature": 0.1},
+    "ressl": {"queue_size": 8, "temperature_q": 0.1, "temperature_k": 0.04},
     "barlow_twins": {},
     "deepclusterv2": {"num_prototypes": [3, 3]},
     "dino": {"num_prototypes": 6, "clip_grad": 0.1},
-    "mocov2plus": {"queue_size": 8},
+    "mocov2plus": {"queue_size": 8, "temperature": 0.2},
     "nnbyol": {"pred_hidden_dim": 8, "queue_size": 8},
-    "nnclr": {"pred_hidden_dim": 8, "queue_size": 8},
+    "nnclr": {"pred_hidden_dim": 8, "queue_size": 8, "temperature": 0.2},
     "nnsiam": {"pred_hidden_dim": 8, "queue_size": 8},
     "simsiam": {"pred_hidden_dim": 8},
     "wmse": {"whitening_size": 4, "whitening_eps": 0.1, "proj_output_dim": 2},
+    # of the head alone
+    "all4one": {"proj_output_dim": 8, "pred_hidden_dim": 8, "queue_size": 8, "temperature": 0.2},
+    "mocov3": {"pred_hidden_dim": 8, "temperature": 0.2},
+    "supcon": {"temperature": 0.2},
+    "vibcreg": {},
 }
 
 
@@ -43,6 +50,22 @@ def make_config(method: str, **overrides):
     for key, value in overrides.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
+
+
+def make_linear(solo_linear=None, classes: int = 3, **overrides):
+    """solo-learn's own linear probe on a tiny backbone, of the installed module or another one; overrides as in make_config."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    backbone.num_features = 6
+    cls = METHODS["linear"] if solo_linear is None else solo_linear.LinearModel
+    if GENERATION == "head":
+        optimizer = {"optimizer__name": "sgd", "optimizer__kwargs": {"momentum": 0.9}, "optimizer__lr": 0.1, "optimizer__weight_decay": 0.0}
+        cfg = make_config("simclr", scheduler__warmup_epochs=0, **optimizer, **overrides)
+        cfg.data.num_classes = classes
+        cfg.optimizer.kwargs = {"momentum": 0.9}
+        return cls(backbone, cfg)
+    return cls(backbone, num_classes=classes, max_epochs=1, batch_size=4, optimizer="sgd", lars=False, lr=0.1, weight_decay=0.0,
+               exclude_bias_n_norm=False, extra_optimizer_args={"momentum": 0.9}, scheduler="cosine")
 
 
 class RandomImages(torch.utils.data.Dataset):
@@ -81,17 +104,17 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tools():
     """The functions above, for test modules: with pytest's importlib mode they cannot import this file."""
-    return SimpleNamespace(make_config=make_config, make_trainer=make_trainer, loader=loader)
+    return SimpleNamespace(make_config=make_config, make_linear=make_linear, make_trainer=make_trainer, loader=loader)
 
 
 @pytest.fixture(scope="session")
 def unpatched():
-    """A second, unpatched copy of the wheel's modules, to show that a failure is real; sys.modules keeps the patched one."""
+    """A second, unpatched copy of solo-learn's modules, to show that a failure is real; sys.modules keeps the patched one."""
     patched = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "solo"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm notes that the backbones are registered again
-            return wheel.import_solo()
+            return patches.import_solo()
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "solo"]:
             del sys.modules[name]

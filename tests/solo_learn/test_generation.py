@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, generation, wheel
+from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, generation, patches
 
 ROOT = Path(__file__).parents[2]
+of_the_wheel = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use")
 
 
-def test_the_wheel_is_recognised():
-    assert (GENERATION, VERSION) == ("wheel", "1.0.2")
+def test_what_is_in_use_is_recognised():
+    assert (GENERATION, VERSION) in {("wheel", "1.0.2"), ("head", "1.0.6")}
+
+
+def test_a_checkout_tells_its_version(tmp_path):
+    """It has no metadata of its own; that of a wheel installed beside it says nothing about it."""
+    (tmp_path / "solo").mkdir()
+    assert generation._version(tmp_path / "solo") == "unknown"
+    (tmp_path / "setup.py").write_text('setup(name="solo-learn", version="1.0.7")')
+    assert generation._version(tmp_path / "solo") == "1.0.7"
 
 
 @pytest.mark.parametrize("files, version, expected", [
@@ -45,6 +54,7 @@ def test_no_stand_in_stays_visible():
     assert importlib.util.find_spec("pl_bolts") is None
 
 
+@of_the_wheel
 def test_import_works_without_distutils_and_with_a_broken_pl_bolts(tmp_path):
     """Python 3.12 has no distutils; pl_bolts, where it is installed, raises AttributeErrors on Lightning 2."""
     broken = tmp_path / "pl_bolts"
@@ -71,6 +81,7 @@ assert not {"distutils", "pl_bolts"} & set(sys.modules), "stand-ins left behind"
     assert done.returncode == 0, done.stderr
 
 
+@of_the_wheel
 def test_a_working_pl_bolts_is_used(tmp_path, monkeypatch):
     package = tmp_path / "pl_bolts" / "optimizers"
     package.mkdir(parents=True)
@@ -79,15 +90,15 @@ def test_a_working_pl_bolts_is_used(tmp_path, monkeypatch):
     (package / "lr_scheduler.py").write_text("class LinearWarmupCosineAnnealingLR: pass")
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        assert wheel._pl_bolts_stand_in() == {}
+        assert patches._pl_bolts_stand_in() == {}
     finally:
-        for name in wheel.PL_BOLTS:
+        for name in patches.PL_BOLTS:
             sys.modules.pop(name, None)
 
 
 def test_patching_twice_does_nothing():
     before = METHODS["linear"].configure_optimizers
-    wheel.apply_patches(wheel.import_solo())
+    patches.apply_patches(patches.import_solo())
     assert METHODS["linear"].configure_optimizers is before
 
 

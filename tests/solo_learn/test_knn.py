@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emp_plugin.solo_learn import WeightedKNNClassifier
+from emp_plugin.solo_learn import GENERATION, WeightedKNNClassifier
 from emp_plugin.solo_learn.knn import knn_accuracy
 
 
@@ -42,6 +42,10 @@ def test_unknown_distance():
         knn_accuracy(torch.ones(2, 2), torch.zeros(2).long(), torch.ones(2, 2), torch.zeros(2).long(), 1, 1.0, "manhattan", 0.0, 10)
 
 
+def test_without_features_there_is_no_accuracy():
+    assert WeightedKNNClassifier().compute() == (-1, -1)
+
+
 def test_class_updates_without_computing_and_empties_its_banks():
     knn = WeightedKNNClassifier(k=1, distance_fx="cosine")
     knn(train_features=torch.eye(3).bfloat16(), train_targets=torch.arange(3))
@@ -62,6 +66,7 @@ def unpatched_accuracy(unpatched, distance, train_x, train_y, test_x, test_y):
     return unpatched.knn.WeightedKNNClassifier.compute(knn)
 
 
+@pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head, in use, scales the features itself")
 def test_unpatched_cosine_overflows(unpatched):
     """Features of length 20 point at their class, but exp(400 / 0.07) is infinite for all: ours is right, solo-learn's by chance."""
     x = torch.tensor([[20.0, 19.0], [19.0, 20.0], [0.0, 20.0], [0.0, 19.0]])

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from emp_plugin.solo_learn import build_method, pl
+from emp_plugin.solo_learn import GENERATION, build_method, patches, pl
 from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
-from emp_plugin.solo_learn.wheel import LinearWarmupCosineAnnealingLR
+
+of_the_wheel = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use")
+of_the_head = pytest.mark.skipif(GENERATION != "head", reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
 
 
 def sgd(*lrs, **extra):
@@ -68,30 +70,87 @@ def test_scheduler_resumes_from_its_state():
     assert rates(second, 6) == expected[4:]
 
 
+@of_the_wheel
 def test_stand_in_for_pl_bolts():
-    seen = rates(LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7)
+    seen = rates(patches.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7)
     assert [lr for lr, in seen] == pytest.approx([warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)])
 
 
-@pytest.mark.parametrize("patched", [False, True])
-def test_rates_of_a_run_of_one_epoch(tools, unpatched, patched, monkeypatch):
-    """Unpatched, the learning rate of a run of one epoch is the start of the warm-up in every step."""
+@pytest.fixture
+def patches_but_static(unpatched):
+    """configure_optimizers of another copy of solo-learn, with steps in its schedules but without the repair of static rates."""
+    from emp_plugin.solo_learn.repairs import schedule_by_step
+
+    bases = SimpleNamespace(base=SimpleNamespace(BaseMethod=type("Copy", (unpatched.base.BaseMethod,), {})), linear=SimpleNamespace(
+        LinearModel=type("Copy", (unpatched.linear.LinearModel,), {})))
+    schedule_by_step(bases)
+    return bases.base.BaseMethod.configure_optimizers
+
+
+def rates_of_a_run(tools, monkeypatch, original=None, name="simclr", **overrides):
+    """Learning rates of every parameter group in each of 4 steps; ``original`` is the unpatched configure_optimizers."""
     seen = []
 
     class Recorder(pl.Callback):
         def on_train_batch_start(self, trainer, *_):
-            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+            seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
-    method = build_method(tools.make_config("simclr", optimizer__batch_size=256, scheduler__warmup_start_lr=0.01))
-    if not patched:
-        original = unpatched.base.BaseMethod.configure_optimizers
+    method = build_method(tools.make_config(name, optimizer__batch_size=256, **overrides))
+    if original is not None:
         monkeypatch.setattr(method, "configure_optimizers", original.__get__(method))
     trainer = tools.make_trainer(callbacks=[Recorder()], limit_val_batches=0)
     trainer.fit(method, tools.loader(16, True))
-    if patched:
-        assert seen == pytest.approx([warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)])
-    else:
-        assert seen == pytest.approx([0.01] * 4)
+    return seen
+
+
+def test_rates_of_a_run_of_one_epoch(tools, monkeypatch):
+    seen = rates_of_a_run(tools, monkeypatch, scheduler__warmup_start_lr=0.01)
+    assert [group[0] for group in seen] == pytest.approx([warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)])
+
+
+@of_the_wheel
+def test_unpatched_rates_of_a_run_of_one_epoch(tools, unpatched, monkeypatch):
+    """The learning rate is the start of the warm-up in every step."""
+    seen = rates_of_a_run(tools, monkeypatch, unpatched.base.BaseMethod.configure_optimizers, scheduler__warmup_start_lr=0.01)
+    assert [group[0] for group in seen] == pytest.approx([0.01] * 4)
+
+
+@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
+def test_the_classifier_has_a_rate_of_its_own(tools, unpatched, patched, monkeypatch):
+    """Without a warm-up the unpatched head gives the backbone's rate to all."""
+    original = None if patched else unpatched.base.BaseMethod.configure_optimizers
+    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0)
+    peak = 0.1 if patched else 0.4
+    assert [group[1] for group in seen] == pytest.approx([warmup_cosine(step, peak, 0, 4) for step in range(4)])
+
+
+@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
+def test_a_warmup_may_end_within_a_step(tools, unpatched, patched, monkeypatch):
+    """1.5 steps of 4: the unpatched head's rate goes to twice its value."""
+    original = None if patched else unpatched.base.BaseMethod.configure_optimizers
+    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0.375, scheduler__warmup_start_lr=0.0)
+    expected = [warmup_cosine(step, 0.4, 1.5, 4) for step in range(4)]
+    assert ([group[0] for group in seen] == pytest.approx(expected)) == patched
+    assert (max(group[0] for group in seen) > 0.6) != patched
+
+
+@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=of_the_head)])
+def test_static_rates_of_a_run(tools, patches_but_static, patched, split, monkeypatch):
+    """SimSiam's predictor keeps its rate, also where exclude_bias_n_norm_wd splits its group in two."""
+    original = None if patched else patches_but_static
+    seen = rates_of_a_run(tools, monkeypatch, original, name="simsiam", optimizer__exclude_bias_n_norm_wd=split)
+    static = [column for column in zip(*seen) if max(column) == min(column) == pytest.approx(0.4)]
+    assert len(static) == (0 if not patched else 2 if split else 1)
+
+
+@of_the_head
+def test_the_heads_schedules_by_epoch_are_its_own(tools, unpatched):
+    method = build_method(tools.make_config("simclr"))
+    method.scheduler_interval = "epoch"
+    method.trainer = SimpleNamespace()
+    made = method.configure_optimizers()[1][0]
+    assert made["interval"] == "epoch" and type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
 
 
 def test_a_run_needs_a_length(tools):

@@ -94,6 +94,13 @@ def test_solo_learn_entry_with_our_extras():
     assert square.ratio == (1, 1) and square.scale == (0.08, 1.0)
 
 
+def test_enabled_in_a_group_is_accepted():
+    """Some of solo-learn's recipes (vicreg) have it beside prob, which is what decides."""
+    groups = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "horizontal_flip")
+    entry = SIMCLR | {name: SIMCLR[name] | {"enabled": True} for name in groups} | {"equalization": {"enabled": False, "prob": 0.0}}
+    assert recipe_from_augmentation(entry) == recipe_from_augmentation(SIMCLR)
+
+
 def test_absent_keys_do_nothing():
     recipe = recipe_from_augmentation({"crop_size": 32})
     assert (recipe.patch_size, recipe.scale, recipe.ratio, recipe.num_patches) == (None, (1, 1), (1, 1), 1)
@@ -107,6 +114,7 @@ def test_absent_keys_do_nothing():
         ({"crop": 3, "grayscale": {"p": 0.2}}, r"unknown augmentation keys: crop, grayscale\.p; known are"),
         ({"grayscale": 0.2}, "grayscale must be a mapping"),
         ({"patch_size": 16}, "patch_size 16 .*rrc.enabled"),
+        ({"grayscale": {"enabled": False, "prob": 0.2}}, "grayscale.enabled is false.* set grayscale.prob to 0"),
         ({"num_crops": 0}, "num_patches"),
         ({"solarization": {"prob": 2}}, "solarize_prob"),
     ],

@@ -1,0 +1,48 @@
+"""Makes solo-learn 1.0.6, its repository's head, work on torchmetrics 1 and with the rest of this project.
+
+Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function, here or (if the
+wheel needs it too) in :mod:`repairs`, and says why it exists; the tests show for each what happens without it.
+"""
+import importlib
+import warnings
+from types import SimpleNamespace
+
+from torch.optim import Optimizer
+
+from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints
+
+
+def import_solo() -> SimpleNamespace:
+    """Import the head and return the modules that are patched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of APIs and names that solo-learn uses; its user cannot change them
+        importlib.import_module("solo")
+        return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
+            ("base", "methods.base"), ("linear", "methods.linear"), ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+
+
+def apply_patches(solo: SimpleNamespace) -> None:
+    """Patch the modules of :func:`import_solo`; a second call does nothing."""
+    if getattr(solo.base, "_patched_by_emp_plugin", False):
+        return
+    for patch in (keep_static_rates, *REPAIRS):
+        patch(solo)
+    exchange_checkpoints(solo, "head")
+    solo.base._patched_by_emp_plugin = True
+
+
+def keep_static_rates(solo: SimpleNamespace) -> None:
+    """Parameter groups with ``static_lr`` (SimSiam's predictor) lose that mark before the optimiser is made: :mod:`schedules` needs it."""
+    original = solo.base.BaseMethod.configure_optimizers
+
+    def configure_optimizers(self):
+        made = original(self)
+        if isinstance(made, Optimizer):  # without the head's own schedules
+            static = {group["name"] for group in self.learnable_params if group.get("static_lr")}
+            for group in made.param_groups:
+                # exclude_bias_n_norm_wd splits groups in two and names the second so
+                if group.get("name", "").removesuffix("_no_decay") in static:
+                    group["static_lr"] = True
+        return made
+
+    solo.base.BaseMethod.configure_optimizers = configure_optimizers

@@ -1,0 +1,120 @@
+"""What both generations of solo-learn need to work on torch 2, Lightning 2 and torchmetrics 1, and to read each other's checkpoints.
+
+As in :mod:`wheel` and :mod:`head`, every patch is one function that replaces single attributes of solo-learn's classes and says why.
+"""
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from emp_plugin.errors import UserError
+from emp_plugin.solo_learn.knn import knn_accuracy
+from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of
+
+HEAD_NAMES = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}  # the wheel's modules: the head's
+WRITTEN_BY = "solo_learn_generation"  # in a checkpoint
+
+
+def schedule_by_step(solo: SimpleNamespace) -> None:
+    """Learning rates that move with every step, from any share of an epoch of warm-up.
+
+    The wheel's schedules move once per epoch: in a run of one epoch the rate would stay at the start of the warm-up. The head's warm-up
+    divides by its steps less one and has to end on a whole step; without one, all parameters (the classifier's too) get the same rate.
+    """
+
+    def by_step(original):
+        def configure_optimizers(self):
+            name = self.scheduler
+            # "none", LinearModel's others, and solo-learn's own error for unknown names; the head's schedules by epoch are its own
+            if name not in STEPWISE or getattr(self, "scheduler_interval", "step") != "step":
+                return original(self)
+            self.scheduler = "none"
+            try:
+                optimizer = original(self)
+            finally:
+                self.scheduler = name
+            total, epoch = steps_of(self.trainer)
+            # the wheel's LinearModel has no settings for the warm-up: ten epochs from 0 down to 0, always
+            scheduler = per_step(optimizer, name, total, epoch, getattr(self, "warmup_epochs", 10), getattr(self, "warmup_start_lr", 0.0),
+                                 getattr(self, "min_lr", 0.0), self.lr_decay_steps)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+        return configure_optimizers
+
+    for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
+        cls.configure_optimizers = by_step(cls.configure_optimizers)
+
+
+def repair_knn(solo: SimpleNamespace) -> None:
+    """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``; :mod:`knn` says what was wrong with the rest."""
+
+    def __init__(self, k: int = 20, T: float = 0.07, max_distance_matrix_size: int = int(5e6), distance_fx: str = "cosine",
+                 epsilon: float = 0.00001, dist_sync_on_step: bool = False):
+        Metric.__init__(self, dist_sync_on_step=dist_sync_on_step)
+        self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
+        self.distance_fx, self.epsilon = distance_fx, epsilon
+        for state in ("train_features", "train_targets", "test_features", "test_targets"):
+            self.add_state(state, default=[], persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any):
+        self.update(*args, **kwargs)
+
+    def compute(self) -> tuple[float, float]:
+        """k-NN accuracy @1 and @5 in percent, -1 (as the head has it) without any features; empties the memory banks."""
+        if not self.train_features or not self.test_features:
+            return -1.0, -1.0
+        banks = [torch.cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
+        accuracies = knn_accuracy(*banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size)
+        self.reset()
+        return accuracies
+
+    for function in (__init__, forward, compute):
+        setattr(solo.knn.WeightedKNNClassifier, function.__name__, function)
+
+
+def allow_few_classes(solo: SimpleNamespace) -> None:
+    """The momentum classifier and LinearModel ask for the top 5 of any number of classes; with fewer, top-5 is the top of all."""
+    original = solo.metrics.accuracy_at_k
+
+    def accuracy_at_k(outputs: Tensor, targets: Tensor, top_k=(1, 5)):
+        return original(outputs, targets, [min(k, outputs.size(1)) for k in top_k])
+
+    for module in (solo.metrics, solo.base, solo.linear):
+        module.accuracy_at_k = accuracy_at_k
+
+
+REPAIRS = (schedule_by_step, repair_knn, allow_few_classes)
+
+
+def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:
+    """Checkpoints name the backbone as the head does, whoever writes them, and are read with either name.
+
+    The head's ``main_linear.py`` takes the weights called ``backbone`` and starts, without a word, from random ones if there are none. Only
+    weights are exchanged: the optimisers' states differ, so a run is continued under the generation that began it.
+    """
+    here = HEAD_NAMES if generation == "head" else {head: wheel for wheel, head in HEAD_NAMES.items()}
+    original = solo.base.BaseMethod.load_state_dict
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = _rename(checkpoint["state_dict"], HEAD_NAMES)
+        checkpoint[WRITTEN_BY] = generation
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        continued = self._trainer is not None and self._trainer.state.fn == "fit"
+        if continued and checkpoint.get(WRITTEN_BY, generation) != generation:
+            raise UserError(f"this checkpoint was written under solo-learn's {checkpoint[WRITTEN_BY]}, and this is its {generation}: it can be evaluated here, "
+                            "but its training only continues there. Start another run with auto_resume.enabled=False")
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any):
+        return original(self, _rename(state_dict, here), *args, **kwargs)
+
+    for function in (on_save_checkpoint, on_load_checkpoint, load_state_dict):
+        setattr(solo.base.BaseMethod, function.__name__, function)
+
+
+def _rename(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """The state with other names for some of the method's modules."""
+    parts = ((key.partition("."), value) for key, value in state.items())
+    return {names.get(module, module) + dot + rest: value for (module, dot, rest), value in parts}

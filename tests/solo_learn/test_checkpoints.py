@@ -1,0 +1,63 @@
+"""Checkpoints that both generations, and the programs of the repository's head, can read."""
+import pytest
+import torch
+
+from emp_plugin.errors import UserError
+from emp_plugin.solo_learn import GENERATION, backbone_of, build_method, repairs
+
+
+@pytest.fixture
+def saved(tools, tmp_path):
+    """A method after one step, and its checkpoint."""
+    method = build_method(tools.make_config("byol"))
+    trainer = tools.make_trainer(limit_val_batches=0, limit_train_batches=1)
+    trainer.fit(method, tools.loader(4, True))
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    return method, tmp_path / "a.ckpt"
+
+
+def names(state):
+    return {key.partition(".")[0] for key in state}
+
+
+def test_the_backbone_is_called_as_in_the_head(saved):
+    """The head's main_linear.py takes what is called backbone: it must be all that a ResNet has, and nothing else may look like it."""
+    method, path = saved
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert names(state) >= {"backbone", "momentum_backbone"} and not [key for key in state if "encoder" in key]
+    assert {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")} == set(backbone_of(method).state_dict())
+
+
+@pytest.mark.parametrize("style", ["wheel", "head"])
+def test_either_name_is_read(tools, saved, style):
+    method, path = saved
+    state = torch.load(path, weights_only=True)["state_dict"]
+    if style == "wheel":
+        state = repairs._rename(state, {head: wheel for wheel, head in repairs.HEAD_NAMES.items()})
+        assert names(state) >= {"encoder", "momentum_encoder"}
+    fresh = build_method(tools.make_config("byol"))
+    fresh.load_state_dict(state)
+    for mine, theirs in zip(fresh.state_dict().values(), method.state_dict().values()):
+        assert torch.equal(mine, theirs)
+
+
+def test_weights_of_another_network_are_still_refused(tools, saved):
+    state = torch.load(saved[1], weights_only=True)["state_dict"]
+    with pytest.raises(RuntimeError, match="momentum_"):
+        build_method(tools.make_config("simclr")).load_state_dict(state)
+
+
+def test_a_run_continues_under_its_generation_alone(tools, saved):
+    def fit():
+        trainer = tools.make_trainer(limit_val_batches=0, max_epochs=2)
+        trainer.fit(build_method(tools.make_config("byol")), tools.loader(4, True), ckpt_path=saved[1], weights_only=True)
+        return trainer.global_step
+
+    assert fit() == 2
+    checkpoint = torch.load(saved[1], weights_only=True)
+    other = "head" if GENERATION == "wheel" else "wheel"
+    torch.save(checkpoint | {repairs.WRITTEN_BY: other}, saved[1])
+    with pytest.raises(UserError, match=f"written under solo-learn's {other}.*auto_resume.enabled=False"):
+        fit()
+    trainer = tools.make_trainer()  # evaluating it is not continuing it
+    trainer.validate(build_method(tools.make_config("byol")), tools.loader(4, False), ckpt_path=saved[1], verbose=False, weights_only=True)

@@ -1,0 +1,79 @@
+"""solo-learn's methods as this project builds and runs them, of whichever generation is installed."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from emp_plugin.solo_learn import METHODS, BaseMethod, backbone_of, build_method
+
+BASELINES = {"simclr": 1, "byol": 2, "vicreg": 0, "swav": 0, "ressl": 2}  # 1: with k-NN, 2: with a momentum classifier
+NOT_HERE = {"base", "linear", "emp", "mae"}  # mae reconstructs images: it needs a transformer, and no views
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_fit_and_validate(tools, name):
+    torch.manual_seed(0)
+    method = build_method(tools.make_config(name, knn_eval__enabled=BASELINES[name] == 1, momentum__classifier=BASELINES[name] == 2))
+    before = copy.deepcopy(backbone_of(method).state_dict())
+    trainer = tools.make_trainer()
+    trainer.fit(method, tools.loader(8, True), tools.loader(7, False))
+    expected = {"val_loss", "val_acc1", "val_acc5"}
+    expected |= {"val_knn_acc1", "val_knn_acc5"} if BASELINES[name] == 1 else set()
+    expected |= {f"momentum_{key}" for key in ("val_loss", "val_acc1", "val_acc5")} if BASELINES[name] == 2 else set()
+    assert expected == {key for key in trainer.callback_metrics if "val" in key}
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    assert trainer.callback_metrics["val_acc5"] == 100  # of three classes
+    assert not torch.equal(before["layer4.1.conv2.weight"], backbone_of(method).state_dict()["layer4.1.conv2.weight"])
+    assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - NOT_HERE - set(BASELINES)))
+def test_other_methods_can_be_built(tools, name):
+    assert isinstance(build_method(tools.make_config(name)), BaseMethod)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - NOT_HERE))
+def test_a_setting_that_a_method_does_not_have_is_named(tools, name):
+    with pytest.raises(ValueError, match="method_kwargs.nonsense"):
+        build_method(tools.make_config(name, method_kwargs__nonsense=1))
+
+
+def test_linear_model_fits_and_its_means_count_every_image(tools):
+    """Two validation batches of 4 and 3 images: the mean of the batches' means would be another number."""
+    model = tools.make_linear()
+    images = [tools.loader(7, False).dataset[i] for i in range(7)]
+    trainer = tools.make_trainer()
+    trainer.fit(model, tools.loader(8, False), tools.loader(7, False))
+    with torch.no_grad():
+        logits = model(torch.stack([x for x, _ in images]))["logits"]
+        expected = nn.functional.cross_entropy(logits, torch.tensor([y for _, y in images]))
+    assert trainer.callback_metrics["val_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.callback_metrics["val_acc5"] == 100
+
+
+def test_validation_without_training(tools):
+    """There are no neighbours: the wheel says nothing of them, the head -1."""
+    method = build_method(tools.make_config("simclr", knn_eval__enabled=True))
+    metrics = tools.make_trainer().validate(method, tools.loader(4, False), verbose=False)[0]
+    assert {"val_loss", "val_acc1", "val_acc5"} <= set(metrics)
+    assert all(metrics[key] == -1 for key in set(metrics) - {"val_loss", "val_acc1", "val_acc5"})
+
+
+def test_momentum_moves(tools):
+    method = build_method(tools.make_config("byol"))
+    momentum_backbone = method.momentum_pairs[0][1]
+    before = momentum_backbone.conv1.weight.clone()
+    tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(method, tools.loader(8, True))
+    expected = 0.9 * before + 0.1 * backbone_of(method).conv1.weight
+    assert torch.allclose(momentum_backbone.conv1.weight, expected, atol=1e-7) and not torch.equal(expected, before)
+
+
+def test_few_classes(unpatched):
+    from solo.methods import base, linear
+    logits, targets = torch.eye(3), torch.tensor([0, 1, 0])
+    for module in (base, linear):
+        assert [a.item() for a in module.accuracy_at_k(logits, targets)] == pytest.approx([200 / 3, 100])
+    for module in (unpatched.base, unpatched.linear):
+        with pytest.raises(RuntimeError, match="out of range"):
+            module.accuracy_at_k(logits, targets)
