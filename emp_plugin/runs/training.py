@@ -15,7 +15,8 @@ from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
-from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_text
+from emp_plugin.runs.folder import LAST, SUMMARY, checkpoints_in, claim, new_folder, unfinished_folder, versions, write_text
+from emp_plugin.runs.metrics import MetricsCSV
 from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
@@ -33,14 +34,16 @@ def pretrain(cfg: DictConfig) -> Path:
     if len(train) < cfg.optimizer.batch_size:
         raise UserError(f"{len(train)} training images are fewer than optimizer.batch_size={cfg.optimizer.batch_size}")
     model = fresh_method(cfg)
-    folder = unfinished_folder(cfg) if cfg.auto_resume.enabled and not cfg.resume_from_checkpoint else None
-    checkpoint = folder / LAST if folder else cfg.resume_from_checkpoint
+    resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
+    folder = unfinished_folder(cfg) if resuming else None
+    checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
     resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
-    trainer = build_trainer(cfg, views)
+    folder = folder or new_folder(cfg)
+    trainer = build_trainer(cfg, views, folder)
     if trainer.world_size > 1:
         raise UserError(f"{trainer.world_size} processes are not supported yet; set devices=1")
-    folder = folder or new_folder(cfg)
-    print(f"run folder: {folder}" + (f", continued from {checkpoint}" if checkpoint else ""))
+    lock = claim(folder, cfg, checkpoint_bytes(cfg, model))  # held until this function returns
+    print(f"run folder: {folder}" + (f", continued from {checkpoint} (step {resumed_step})" if checkpoint else ""))
 
     timer = pl.callbacks.Timer()
     trainer.callbacks += [timer, StopOnBrokenLoss()]
@@ -51,9 +54,8 @@ def pretrain(cfg: DictConfig) -> Path:
     draw_first_patches(cfg, train, views, folder)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        kept = (f"the same command continues from {folder / LAST}" if cfg.auto_resume.enabled else f"continue with resume_from_checkpoint={folder / LAST}")
-        raise UserError(f"interrupted; {kept}" if (folder / LAST).exists() else "interrupted before the first checkpoint") from stop
+    except SystemExit as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C
+        raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}") from error
 
@@ -74,18 +76,44 @@ def pretrain(cfg: DictConfig) -> Path:
     if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
         pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    lock.close()
     print(f"results: {folder}")
     return folder
 
 
-def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch]) -> pl.Trainer:
+def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
+    """The newest checkpoint of an unfinished run that can be read, None if none was written; broken ones are named.
+
+    Raises:
+        UserError: if all of them are broken.
+    """
+    checkpoints = checkpoints_in(folder)
+    for path in checkpoints:
+        try:
+            load_method(path, like=cfg)
+            return path
+        except UserError as error:
+            print(f"skipped: {error}")
+    if checkpoints:
+        raise UserError(f"no checkpoint of {folder} can be read; remove that folder, or start anew with auto_resume.enabled=False")
+    return None
+
+
+def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule) -> int:
+    """What the checkpoints of a run take at least: weights and one moment of the optimiser, as often as it keeps them (and one being written)."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
+    kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
+    return 2 * weights * (3 + kept) if cfg.checkpoint.enabled else 0
+
+
+def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch], folder: Path) -> pl.Trainer:
     """Lightning's Trainer as configured, without loggers and checkpoints. Raises UserError for what this machine cannot do."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are in memory
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # StepSampler continues from the trainer's count
     progress = [Progress(cfg.optimizer.batch_size * sum(view.recipe.num_patches for view in views))] if cfg.get("enable_progress_bar", True) else []
     arguments = {"num_sanity_val_steps": 0} | trainer_arguments(cfg)
     try:
-        return pl.Trainer(max_epochs=cfg.max_epochs, callbacks=progress, plugins=[AtomicCheckpointIO()], logger=False,
+        return pl.Trainer(max_epochs=cfg.max_epochs, callbacks=progress, plugins=[AtomicCheckpointIO()], logger=False, default_root_dir=folder,
                           enable_checkpointing=False, use_distributed_sampler=False, **arguments)
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Trainer: {error}") from error
@@ -93,16 +121,8 @@ def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch]) -> pl.Trainer:
 
 def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     """metrics.csv always (a continued run keeps the rows before ``resumed_step``), TensorBoard and W&B by setting."""
-    earlier = folder / "metrics.csv"
-    rows = pd.read_csv(earlier).query("step < @resumed_step").to_dict("records") if earlier.exists() else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the folder exists, and its metrics.csv is kept by what follows
-        csv = pl.loggers.CSVLogger(folder.parent, name="", version=folder.name, flush_logs_every_n_steps=10)
-        csv.experiment.metrics += [{key: value for key, value in row.items() if pd.notna(value)} for row in rows]
-    csv.save()
-    loggers = [csv]
     try:
-        return loggers + _optional_loggers(cfg, folder)
+        return [MetricsCSV(folder / "metrics.csv", resumed_step), *_optional_loggers(cfg, folder)]
     except ModuleNotFoundError as error:
         raise UserError(f"{error}; install it, or switch that logger off") from error
 

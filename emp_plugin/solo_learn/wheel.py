@@ -3,6 +3,7 @@
 Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function here and says why
 it exists; ``tests/solo_learn/test_wheel.py`` shows for each what happens without it.
 """
+import functools
 import importlib
 import sys
 import warnings
@@ -44,7 +45,7 @@ def import_solo() -> SimpleNamespace:
         warnings.simplefilter("ignore", FutureWarning)
         importlib.import_module("solo")
         return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
-            ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"),
+            ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"), ("swav", "methods.swav"),
             ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
 
 
@@ -53,7 +54,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
     for patch in (log_validation_by_hook, accept_batch_end_without_loader_index, schedule_by_step, repair_knn, run_closure_before_lars,
-                  allow_few_classes, separate_dinos_clipping):
+                  allow_few_classes, separate_dinos_clipping, resume_momentum, keep_swavs_queue, resume_dinos_epoch):
         patch(solo)
     solo.base._patched_by_emp_plugin = True
 
@@ -181,7 +182,7 @@ def repair_knn(solo: SimpleNamespace) -> None:
         self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
         self.distance_fx, self.epsilon = distance_fx, epsilon
         for state in ("train_features", "train_targets", "test_features", "test_targets"):
-            self.add_state(state, default=[], persistent=False)
+            self.add_state(state, default=[], persistent=state.startswith("train"))  # a run may be cut off between filling and asking
 
     def forward(self, *args: Any, **kwargs: Any):
         self.update(*args, **kwargs)
@@ -238,3 +239,55 @@ def separate_dinos_clipping(solo: SimpleNamespace) -> None:
             pl.LightningModule.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     solo.dino.DINO.clip_gradients = clip_gradients
+
+
+def resume_momentum(solo: SimpleNamespace) -> None:
+    """The momentum's tau is no part of a checkpoint: a resumed run would take its first step with the run's first tau."""
+    original = solo.base.BaseMomentumMethod.on_train_start
+
+    def on_train_start(self):
+        original(self)
+        self.last_step = self.trainer.global_step
+        if self.last_step:  # as the last step before the checkpoint left it
+            self.momentum_updater.update_tau(self.last_step * self.trainer.accumulate_grad_batches,
+                                             len(self.trainer.train_dataloader) * self.trainer.max_epochs)
+
+    solo.base.BaseMomentumMethod.on_train_start = on_train_start
+
+
+def keep_swavs_queue(solo: SimpleNamespace) -> None:
+    """SwAV makes its queue when training starts: too late for a checkpoint, which fails on the unexpected key, and always of zeros.
+
+    Here it is there from the beginning. Each process has its own part of it; a checkpoint holds all of them.
+    """
+    make, start = solo.swav.SwAV.__init__, solo.swav.SwAV.on_train_start
+
+    @functools.wraps(make)  # build.py reads a method's settings off its constructor
+    def __init__(self, *args: Any, **kwargs: Any):
+        make(self, *args, **kwargs)
+        if self.queue_size > 0:
+            self.register_buffer("queue", torch.zeros(2, self.queue_size, self.proj_output_dim))
+
+    def on_train_start(self):
+        kept = getattr(self, "queue", None)
+        start(self)
+        if kept is not None:
+            size = self.queue.shape[1]
+            self.queue = kept[:, self.global_rank * size:(self.global_rank + 1) * size].clone()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]):
+        if self.queue_size > 0 and self.trainer.world_size > 1:
+            checkpoint["state_dict"]["queue"] = torch.cat(list(self.all_gather(self.queue)), dim=1)
+
+    for function in (__init__, on_train_start, on_save_checkpoint):
+        setattr(solo.swav.SwAV, function.__name__, function)
+
+
+def resume_dinos_epoch(solo: SimpleNamespace) -> None:
+    """DINO tells its loss the epoch at the epoch's start, which a run resumed in the middle of one has behind it."""
+
+    def on_train_start(self):
+        super(solo.dino.DINO, self).on_train_start()
+        self.dino_loss_func.epoch = self.current_epoch
+
+    solo.dino.DINO.on_train_start = on_train_start
