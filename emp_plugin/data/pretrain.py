@@ -149,7 +149,10 @@ class PretrainData(pl.LightningDataModule):
     def val_dataloader(self):
         if self.validation is None:
             return []
-        return self._loader(EvaluationDataset(self.validation), batch_size=256)
+        data, processes = self.validation, self.trainer.world_size
+        if processes > 1:  # every image in one process
+            data = data.subset(torch.arange(self.trainer.global_rank, len(data), processes))
+        return self._loader(EvaluationDataset(data), batch_size=256)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         return DataLoader(dataset, collate_fn=as_it_is, num_workers=self.num_workers,

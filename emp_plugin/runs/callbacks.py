@@ -68,8 +68,9 @@ class Checkpoints(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
         means = {key: metric for key, metric in trainer.fit_loop.epoch_loop._results.items() if metric.meta.on_epoch and metric.meta.is_mean_reduction}
-        checkpoint[EPOCH_KEY] = {key: [trainer.strategy.reduce(part.float().clone(), reduce_op="mean") for part in (metric.value, metric.cumulated_batch_size)]
-                                 for key, metric in means.items()}
+        sums = {key: [trainer.strategy.reduce(part.float().clone(), reduce_op="mean") for part in (metric.value, metric.cumulated_batch_size)]
+                for key, metric in means.items()}
+        checkpoint[EPOCH_KEY] = sums | self.epoch_sums  # those of before a resume, until its first step is made
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.epoch_sums = checkpoint.get(EPOCH_KEY, {})
@@ -203,5 +204,5 @@ class Progress(pl.callbacks.TQDMProgressBar):
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
         if self.batches:
-            metrics["patches/s"] = f"{self.batches * self.views_per_step / (time.perf_counter() - self.began):.0f}"
+            metrics["patches/s"] = f"{self.batches * self.views_per_step * trainer.world_size / (time.perf_counter() - self.began):.0f}"
         return metrics

@@ -9,9 +9,10 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -47,7 +48,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def claim(folder: Path, cfg: DictConfig, needed: int) -> TextIO:
+@contextmanager
+def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
     """Make a run's folder, or take over an unfinished one, for this process alone; configuration and versions are written into it.
 
     Args:
@@ -55,8 +57,7 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> TextIO:
         cfg: its configuration.
         needed: bytes that its checkpoints will take.
 
-    Returns:
-        An open file whose lock the system drops when this process ends, however it ends.
+    The folder is locked within the context, and the system drops the lock when this process ends, however it ends.
 
     Raises:
         UserError: if the folder cannot be written, another process is at work in it, or there is no room.
@@ -66,19 +67,20 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> TextIO:
     if free < needed:
         raise UserError(f"{existing}: {free / 1e6:.0f} MB are free, the checkpoints of this run take {needed / 1e6:.0f} MB; "
                         "choose another folder with checkpoint.dir=DIR")
+    about = json.dumps(versions(), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
         if not (folder / CONFIG).exists():
-            write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
             write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+        write_text(folder / "versions.json", about)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR") from error
-    return lock
+    with lock:
+        yield
 
 
 def _runs_of(cfg: DictConfig) -> Path:

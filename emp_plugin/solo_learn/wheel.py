@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
 from emp_plugin.solo_learn.knn import knn_accuracy
 from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of, warmup_cosine
@@ -129,7 +130,8 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
         if getattr(self, "knn_eval", False) and not self.trainer.sanity_checking and self.knn.train_features:
             log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
             self.knn.reset()
-        self.log_dict(log, sync_dist=True)
+        images = sum(output["batch_size"] for output in parts[0]) if parts else 1
+        self.log_dict(log, sync_dist=True, batch_size=images)  # the mean over processes weighs them by their images
 
     for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
         for hook in (on_validation_epoch_start, on_validation_batch_end, on_validation_epoch_end):
@@ -182,16 +184,17 @@ def repair_knn(solo: SimpleNamespace) -> None:
         self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
         self.distance_fx, self.epsilon = distance_fx, epsilon
         for state in ("train_features", "train_targets", "test_features", "test_targets"):
-            self.add_state(state, default=[], persistent=state.startswith("train"))  # a run may be cut off between filling and asking
+            self.add_state(state, default=[], dist_reduce_fx="cat", persistent=state.startswith("train"))  # a run may be cut off between filling and asking
 
     def forward(self, *args: Any, **kwargs: Any):
         self.update(*args, **kwargs)
 
     def compute(self) -> tuple[float, float]:
         """k-NN accuracy @1 and @5 in percent; empties the memory banks."""
-        banks = [torch.cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
+        banks = [dim_zero_cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
         accuracies = knn_accuracy(*banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size)
-        self.reset()
+        if not self._is_synced:  # the banks of several processes together are only lent: the hook above empties each one's own
+            self.reset()
         return accuracies
 
     for function in (__init__, forward, compute):

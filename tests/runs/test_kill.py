@@ -50,8 +50,8 @@ def command(method, folder):
 
 
 def the_run(folder):
-    (run,) = (folder / os.listdir(folder)[0]).iterdir()
-    return run
+    (summary,) = folder.glob("*/*/summary.json")
+    return summary.parent
 
 
 def same(left, right, where=""):
