@@ -195,6 +195,7 @@ def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Nam
     parser = argparse.ArgumentParser(description=description, epilog="Any setting can be overridden: optimizer.lr=0.1 max_epochs=10")
     parser.add_argument("--config-path", required=True, help="folder of the YAML files")
     parser.add_argument("--config-name", required=True, help="YAML file in it, e.g. cifar/emp")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # taken by emp_plugin.command
     args, overrides = parser.parse_known_args(argv)
     unknown = [item for item in overrides if item.startswith("-")]
     if unknown:

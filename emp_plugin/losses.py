@@ -95,13 +95,14 @@ def patch_invariance(z: Tensor) -> Tensor:
         return (products / torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-8)).mean()
 
 
-def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2) -> EMPLoss:
+def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2, gathered: Tensor | None = None) -> EMPLoss:
     """EMP-SSL's loss: minus the mean coding rate of the n batches of patches, minus ``invariance_weight`` times their invariance.
 
     Args:
         z: projections of shape ``(n, b, d)``, of length 1 along d.
         invariance_weight: lambda; 200 belongs to the batch mean of the similarity.
         eps: the paper's eps^2.
+        gathered: projections (n, w b, d) of the whole batch where z are those of one of w processes: the coding rate is theirs.
 
     Returns:
         :class:`EMPLoss` of three scalars; the two terms are not detached.
@@ -112,7 +113,7 @@ def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2) 
     Source: the objective of arXiv 2304.03977, negated.
     """
     invariance = patch_invariance(z)
-    coding_rate = total_coding_rate(z, eps).mean()
+    coding_rate = total_coding_rate(z if gathered is None else gathered, eps).mean()
     return EMPLoss(-(coding_rate + invariance_weight * invariance), coding_rate, invariance)
 
 

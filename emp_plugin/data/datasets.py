@@ -106,7 +106,11 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
 
 
 def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
-    """``root/train/<class>/*`` and ``root/test/<class>/*``, any image format that Pillow reads."""
+    """``root/train/<class>/*`` and ``root/test/<class>/*``, any image format that Pillow reads.
+
+    Grey, 16-bit grey, palette and CMYK images become RGB, transparency is dropped. Images that cannot be read whole, or are of
+    another size than the dataset's, are refused by their path: nothing is skipped, so that all runs see the same images.
+    """
     train, test = (_read_folder(root / split, IMAGE_SIZE[name]) for split in ("train", "test"))
     if train.classes != test.classes:
         raise UserError(f"{root}: train/ and test/ have different class folders: "
@@ -125,10 +129,19 @@ def _read_folder(folder: Path, size: int) -> ImageData:
     for i, (path, _) in enumerate(listing.samples):
         try:
             with Image.open(path) as file:
-                pixels = np.asarray(file.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                pixels = _rgb(file)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
             raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
         if pixels.shape != (size, size, 3):
             raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}")
         images[i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     return ImageData(images, torch.tensor(listing.targets), listing.classes)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of any kind of image. Raises OSError for pixels without a scale."""
+    if image.mode == "F":
+        raise OSError("its pixels are floating-point numbers")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))

@@ -3,6 +3,7 @@
 The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn for the global batch and then
 sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
 """
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
 T = TypeVar("T")
-ORDER, VIEWS = 0, 1  # separate random streams of one seed
+ORDER, VIEWS, LAYERS = 0, 1, 3  # separate random streams of one seed; 2 is the evaluation's
 
 
 def generator(seed: int, stream: int, *position: int) -> torch.Generator:
@@ -163,11 +164,14 @@ class PretrainData(pl.LightningDataModule):
     def val_dataloader(self):
         if self.validation is None:
             return []
-        return self._loader(EvaluationDataset(self.validation), batch_size=256)
+        data, processes = self.validation, self.trainer.world_size
+        if processes > 1:  # every image in one process
+            data = data.subset(torch.arange(self.trainer.global_rank, len(data), processes))
+        return self._loader(EvaluationDataset(data), batch_size=256)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         return DataLoader(dataset, collate_fn=as_it_is, num_workers=self.num_workers,
-                          persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(), **kwargs)
+                          persistent_workers=self.num_workers > 0, worker_init_fn=ignore_signals, pin_memory=torch.cuda.is_available(), **kwargs)
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         if not isinstance(batch, Batch):
@@ -175,10 +179,18 @@ class PretrainData(pl.LightningDataModule):
             recipe = self.views[0].recipe
             return normalise(images, recipe.mean, recipe.std), targets
         step, images, targets = batch
+        # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
+        torch.manual_seed(generator(self.seed, LAYERS, step.epoch, step.step, self.trainer.global_rank).initial_seed())
         if not self.on_device:
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
         made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
         return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
+
+
+def ignore_signals(worker: int) -> None:
+    """A signal to all processes of a job is the main process's to answer; it ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def as_it_is(batch: T) -> T:

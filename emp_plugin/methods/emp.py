@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 from emp_plugin.losses import at_least_float32, effective_rank, emp_ssl_loss
@@ -110,7 +112,8 @@ class EMP(BaseMethod):
         _, x, targets = batch
         x = x if isinstance(x, Tensor) else torch.stack(x)
         h, z = self.project_chunks(x) if self.settings.patch_chunk else self.project(x)
-        out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps)
+        everybody = gather_images(z)
+        out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps, everybody)
 
         # the online classifier sees the bag of the image's patches; its gradient stops at the features
         logits = self.classifier(at_least_float32(h).mean(0).detach())
@@ -122,9 +125,17 @@ class EMP(BaseMethod):
             self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
 
         self.log_dict({"train_loss": out.loss, "train_coding_rate": out.coding_rate, "train_invariance": out.invariance,
-                       "train_effective_rank": effective_rank(z.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy},
+                       "train_effective_rank": effective_rank(everybody.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy},
                       sync_dist=True)
         return out.loss + class_loss
+
+
+def gather_images(z: Tensor) -> Tensor:
+    """z (n, b, d) of this process's images -> (n, w b, d) of those of all w processes, in the order of the global batch.
+
+    Gradients flow back to every process: each receives the sum over all processes, of whose parameter gradients DDP takes the mean.
+    """
+    return torch.cat(all_gather(z), dim=1) if dist.is_available() and dist.is_initialized() else z
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""What watches a training run: checkpoints, the check for a broken loss, and the progress bar."""
+"""What watches a training run: checkpoints, signals, the check for a broken loss, and the progress bar."""
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -8,24 +9,40 @@ from typing import Any
 import torch
 
 from emp_plugin.errors import UserError
-from emp_plugin.runs.folder import LAST
+from emp_plugin.runs.folder import LAST, PREVIOUS
 from emp_plugin.solo_learn import pl
 
 
 CONFIG_KEY = "emp_plugin_config"  # where a checkpoint carries the run's configuration
+EPOCH_KEY = "emp_plugin_epoch"  # and the sums behind the means of the epoch it is in
 
 
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it, so that an interrupted write never replaces a good one."""
+    """Writes a checkpoint under a temporary name and renames it; the ``last.ckpt`` that it replaces stays as ``previous.ckpt``.
+
+    Raises:
+        UserError: if it cannot be written; the older ones are still there.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        temporary = f"{path}.tmp"
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            torch.save(checkpoint, temporary)
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; the checkpoint before it is kept") from error
 
 
 class Checkpoints(pl.Callback):
     """Keeps ``last.ckpt`` (every few steps and at the end of every epoch) and ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed).
+
+    A checkpoint is of the moment between two steps: it is written when the next batch is about to be trained on, or training ends. At the end
+    of a batch would be too early: Lightning calls a callback's hook before the module's (momentum networks) and logs after both. SIGTERM,
+    SIGINT and, under SLURM, the signal that asks to requeue are answered at the same moment.
 
     Args:
         folder: of the run.
@@ -33,42 +50,107 @@ class Checkpoints(pl.Callback):
         frequency: epochs between two kept checkpoints.
         keep_previous: keep all of them, or only the newest.
         config: the run's configuration in plain containers, stored in every checkpoint so that it can be rebuilt from the file.
+
+    Raises:
+        UserError: after a signal, when the checkpoint is written.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, frequency: int, keep_previous: bool, config: dict[str, Any]):
         self.folder, self.every_n_steps, self.frequency, self.keep_previous = folder, every_n_steps, frequency, keep_previous
         self.config = config
         self.saved_step = 0
+        self.loss = torch.zeros(())
+        self.signal = 0
+        self.epoch_sums: dict[str, list[torch.Tensor]] = {}
+
+    # what a checkpoint holds besides Lightning's own
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
+        means = {key: metric for key, metric in trainer.fit_loop.epoch_loop._results.items() if metric.meta.on_epoch and metric.meta.is_mean_reduction}
+        sums = {key: [trainer.strategy.reduce(part.float().clone(), reduce_op="mean") for part in (metric.value, metric.cumulated_batch_size)]
+                for key, metric in means.items()}
+        checkpoint[EPOCH_KEY] = sums | self.epoch_sums  # those of before a resume, until its first step is made
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.epoch_sums = checkpoint.get(EPOCH_KEY, {})
+
+    # when it is written
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        environment = trainer._accelerator_connector.cluster_environment
+        self.requeue_signal = environment.requeue_signal if getattr(environment, "auto_requeue", False) else None  # SLURM's only
+        self.requeue = signal.getsignal(self.requeue_signal) if self.requeue_signal else None  # Lightning's
+        for number in (signal.SIGTERM, signal.SIGINT, self.requeue_signal):
+            if number:
+                signal.signal(number, self._note_signal)  # Lightning puts the old ones back when the fit ends
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        self.signal = number
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
+        step = trainer.global_step
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step  # Lightning is one ahead when it continues from between two steps
+        if batch_idx == 0 or step % self.every_n_steps == 0:
+            self._save_last(trainer)
+        if batch_idx == 0 and trainer.current_epoch:
+            self._keep(trainer, trainer.current_epoch)
+        received = self.signal
+        if trainer.world_size > 1:
+            received = int(trainer.strategy.reduce(torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"))
+        if received:
+            self._stop(trainer, received)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step  # stands still while gradients accumulate
-        due = step % self.every_n_steps == 0 and step > self.saved_step and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if due and torch.isfinite(outputs["loss"]):
-            self._save_last(trainer)
+        self.loss = outputs["loss"].detach()
+        results = trainer.fit_loop.epoch_loop._results
+        for key in [key for key in self.epoch_sums if key in results]:
+            value, weight = (part.to(results[key].value.device) for part in self.epoch_sums.pop(key))
+            results[key].value, results[key].cumulated_batch_size = results[key].value + value, results[key].cumulated_batch_size + weight
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        progress = trainer.fit_loop.epoch_progress
+        for count in (progress.total, progress.current):  # Lightning continues from the last moment of an epoch, not from after it
+            count.completed -= 1
         self._save_last(trainer)
-        epoch = trainer.current_epoch + 1
-        if epoch % self.frequency and epoch != trainer.max_epochs:
-            return
-        kept = self.folder / f"epoch={epoch}.ckpt"
-        if trainer.is_global_zero:
+        for count in (progress.total, progress.current):
+            count.completed += 1
+        self._keep(trainer, trainer.current_epoch)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step > self.saved_step and trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(self.loss))):
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+            self.saved_step = trainer.global_step
+
+    def _keep(self, trainer: pl.Trainer, epoch: int) -> None:
+        if trainer.is_global_zero and (epoch % self.frequency == 0 or epoch == trainer.max_epochs):
+            kept = self.folder / f"epoch={epoch}.ckpt"
             temporary = kept.with_suffix(".tmp")
-            shutil.copyfile(self.folder / LAST, temporary)
-            os.replace(temporary, kept)
+            try:
+                shutil.copyfile(self.folder / LAST, temporary)
+                os.replace(temporary, kept)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise UserError(f"cannot write {kept}: {error}; {LAST} is kept") from error
             if not self.keep_previous:
                 for old in self.folder.glob("epoch=*.ckpt"):
                     if old != kept:
                         old.unlink()
 
-    def _save_last(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # a continued run keeps the metrics up to its checkpoint, so they have to be on disk by then
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        self.saved_step = trainer.global_step
+    def _stop(self, trainer: pl.Trainer, received: int) -> None:
+        self._save_last(trainer)
+        if received == self.requeue_signal:
+            self.requeue(received, None)  # asks SLURM to start the job again; the checkpoint it leaves for itself is the one we have
+            if trainer.is_global_zero:
+                for extra in self.folder.glob("hpc_ckpt_*.ckpt"):
+                    extra.unlink()
+        path = self.folder / LAST
+        how = "the same command continues" if self.config["auto_resume"]["enabled"] else f"resume_from_checkpoint={path} continues"
+        raise UserError(f"stopped by {signal.Signals(received).name} after step {trainer.global_step}; " + (f"{how} from {path}" if path.exists() else "no step was made"))
 
 
 class StopOnBrokenLoss(pl.Callback):
@@ -122,5 +204,5 @@ class Progress(pl.callbacks.TQDMProgressBar):
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
         if self.batches:
-            metrics["patches/s"] = f"{self.batches * self.views_per_step / (time.perf_counter() - self.began):.0f}"
+            metrics["patches/s"] = f"{self.batches * self.views_per_step * trainer.world_size / (time.perf_counter() - self.began):.0f}"
         return metrics

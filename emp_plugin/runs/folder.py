@@ -1,12 +1,16 @@
 """The folder of one run: where it is, what is written into it, and how an unfinished one is found again."""
 import csv
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +21,70 @@ from emp_plugin import __version__
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import GENERATION, VERSION, pl
 
-CONFIG, SUMMARY, LAST = "config.yaml", "summary.json", "last.ckpt"
+CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", ".lock"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 NOT_COMPARED = ("auto_resume", "checkpoint", "resume_from_checkpoint", "wandb", "tensorboard", "evaluation")  # do not change the training
 
 
 def new_folder(cfg: DictConfig) -> Path:
-    """Create ``<checkpoint.dir>/<method>/<name>-<id>/`` and write the resolved configuration and the versions into it.
-
-    Raises:
-        UserError: if the folder cannot be written.
-    """
-    folder = Path(cfg.checkpoint.dir).expanduser() / cfg.method / f"{cfg.name}-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True)
-        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
-        write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR") from error
-    return folder
+    """A path for a run that begins: ``<checkpoint.dir>/<method>/<name>-<id>``, not made yet."""
+    return _runs_of(cfg) / f"{cfg.name}-{secrets.token_hex(4)}"
 
 
 def unfinished_folder(cfg: DictConfig) -> Path | None:
-    """The newest run folder with a checkpoint and no summary whose configuration trains the same, or None."""
-    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
-    candidates = [path.parent for path in (Path(cfg.checkpoint.dir).expanduser() / cfg.method).glob(f"*/{LAST}")
-                  if path.stat().st_mtime > oldest and not (path.parent / SUMMARY).exists()]
-    for folder in sorted(candidates, key=lambda folder: (folder / LAST).stat().st_mtime, reverse=True):
-        if (folder / CONFIG).exists() and _training_part(OmegaConf.load(folder / CONFIG)) == _training_part(cfg):
-            return folder
-    return None
+    """The folder of a run that trains the same and has no summary, or None; the newest, one with a checkpoint before one without."""
+    candidates = []
+    for folder in {path.parent for path in _runs_of(cfg).glob(f"*/{CONFIG}")}:
+        checkpoints = checkpoints_in(folder)
+        written = (checkpoints or [folder / CONFIG])[0].stat().st_mtime
+        recent = written > time.time() - 3600 * cfg.auto_resume.max_hours
+        if recent and not (folder / SUMMARY).exists() and _training_part(OmegaConf.load(folder / CONFIG)) == _training_part(cfg):
+            candidates.append((bool(checkpoints), written, folder))
+    return max(candidates)[-1] if candidates else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the newest first."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+@contextmanager
+def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
+    """Make a run's folder, or take over an unfinished one, for this process alone; configuration and versions are written into it.
+
+    Args:
+        folder: of the run.
+        cfg: its configuration.
+        needed: bytes that its checkpoints will take.
+
+    The folder is locked within the context, and the system drops the lock when this process ends, however it ends.
+
+    Raises:
+        UserError: if the folder cannot be written, another process is at work in it, or there is no room.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in checkpoints_in(folder))
+    if free < needed:
+        raise UserError(f"{existing}: {free / 1e6:.0f} MB are free, the checkpoints of this run take {needed / 1e6:.0f} MB; "
+                        "choose another folder with checkpoint.dir=DIR")
+    about = json.dumps(versions(), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
+        if not (folder / CONFIG).exists():
+            write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+        write_text(folder / "versions.json", about)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR") from error
+    with lock:
+        yield
+
+
+def _runs_of(cfg: DictConfig) -> Path:
+    return Path(cfg.checkpoint.dir).expanduser() / cfg.method
 
 
 def _training_part(cfg: DictConfig) -> dict[str, Any]:
@@ -59,11 +98,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of the same keys as CSV, whole or not at all."""
+def write_rows(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all; columns that a row lacks stay empty."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)

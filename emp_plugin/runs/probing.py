@@ -1,5 +1,7 @@
 """The evaluation of one run or checkpoint: which models to probe, and the table of what came out."""
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,19 @@ def load_method(path: str | Path, like: DictConfig | None = None) -> tuple[pl.Li
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch does not look at the checksums
+        if broken:
+            raise zipfile.BadZipFile(f"{broken} is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
     if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from")
     cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
-    for key in ("method", "backbone", "method_kwargs"):
-        if like is not None and cfg[key] != like[key]:
-            raise UserError(f"{path} is of another run: its {key} is {cfg[key]}, this one's {like[key]}")
+    for key in ("method", "backbone", "method_kwargs", "data.num_classes"):
+        if like is not None and OmegaConf.select(cfg, key) != OmegaConf.select(like, key):
+            raise UserError(f"{path} is of another run: its {key} is {OmegaConf.select(cfg, key)}, this one's {OmegaConf.select(like, key)}")
     method = fresh_method(cfg)
     try:
         method.load_state_dict(checkpoint["state_dict"])
@@ -94,7 +100,7 @@ def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModul
     for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
                         bf16="bf16" in str(cfg.get("precision", "32"))):
         rows.append(row)
-        write_rows(out, rows)
+        write_rows(out, row, rows)
         print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}: {row['top1']:.2f}", flush=True)
     return rows
 

@@ -15,7 +15,8 @@ from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
-from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_text
+from emp_plugin.runs.folder import SUMMARY, checkpoints_in, claim, new_folder, unfinished_folder, versions, write_text
+from emp_plugin.runs.metrics import MetricsCSV
 from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
@@ -28,37 +29,53 @@ def pretrain(cfg: DictConfig) -> Path:
         UserError: for data, settings or hardware that cannot work, and for a loss that is not finite.
     """
     train, test = load_dataset(cfg.data.dataset, cfg.data.train_path, cfg.data.holdout, cfg.data.fraction)
+    resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
+    folder = unfinished_folder(cfg) if resuming else None
+    checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
+    resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
+    folder = folder or new_folder(cfg)
+    model = fresh_method(cfg)
+    trainer = build_trainer(cfg, folder)
+    if len(train) < cfg.optimizer.batch_size * trainer.world_size:
+        raise UserError(f"{len(train)} training images are fewer than a batch: optimizer.batch_size={cfg.optimizer.batch_size}"
+                        + (f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""))
+    if not trainer.is_global_zero:  # the first process alone writes and evaluates
+        fit(cfg, trainer, model, train, test, folder, checkpoint)
+        return folder
+    with claim(folder, cfg, checkpoint_bytes(cfg, model)):
+        print(f"run folder: {folder}" + (f", continued from {checkpoint} (step {resumed_step})" if checkpoint else ""))
+        trainer.loggers = build_loggers(cfg, folder, resumed_step)
+        draw_first_patches(cfg, train, folder)
+        trained = fit(cfg, trainer, model, train, test, folder, checkpoint)
+        summarise(cfg, trainer, model, train, test, folder, trained)
+    print(f"results: {folder}")
+    return folder
+
+
+def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData, test: ImageData, folder: Path,
+        checkpoint: str | Path | None) -> float:
+    """Train the model, from the checkpoint if there is one; returns the seconds of training, those before the checkpoint included."""
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp",
                         on_device=cfg.data.views == "device")
-    if len(train) < cfg.optimizer.batch_size:
-        raise UserError(f"{len(train)} training images are fewer than optimizer.batch_size={cfg.optimizer.batch_size}")
-    model = fresh_method(cfg)
-    folder = unfinished_folder(cfg) if cfg.auto_resume.enabled and not cfg.resume_from_checkpoint else None
-    checkpoint = folder / LAST if folder else cfg.resume_from_checkpoint
-    resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
-    trainer = build_trainer(cfg, views)
-    if trainer.world_size > 1:
-        raise UserError(f"{trainer.world_size} processes are not supported yet; set devices=1")
-    folder = folder or new_folder(cfg)
-    print(f"run folder: {folder}" + (f", continued from {checkpoint}" if checkpoint else ""))
-
     timer = pl.callbacks.Timer()
     trainer.callbacks += [timer, StopOnBrokenLoss()]
     if cfg.checkpoint.enabled:
         trainer.callbacks.append(Checkpoints(folder, cfg.checkpoint.every_n_steps, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev,
                                              OmegaConf.to_container(cfg)))
-    trainer.loggers = build_loggers(cfg, folder, resumed_step)
-    draw_first_patches(cfg, train, views, folder)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        kept = (f"the same command continues from {folder / LAST}" if cfg.auto_resume.enabled else f"continue with resume_from_checkpoint={folder / LAST}")
-        raise UserError(f"interrupted; {kept}" if (folder / LAST).exists() else "interrupted before the first checkpoint") from stop
+    except SystemExit as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C
+        raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}") from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the first process evaluates alone
+    return timer.time_elapsed("train")
 
-    trained = timer.time_elapsed("train")
+
+def summarise(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData, test: ImageData, folder: Path, trained: float) -> None:
+    """Evaluate a trained model and leave evaluation.csv, curves.png and, last, summary.json: the sign that a run is finished."""
     began = time.perf_counter()
     device = trainer.strategy.root_device
     rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled else []
@@ -75,18 +92,46 @@ def pretrain(cfg: DictConfig) -> Path:
     if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
         pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print(f"results: {folder}")
-    return folder
 
 
-def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch]) -> pl.Trainer:
-    """Lightning's Trainer as configured, without loggers and checkpoints. Raises UserError for what this machine cannot do."""
+def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
+    """The newest checkpoint of an unfinished run that can be read, None if none was written; broken ones are named.
+
+    Raises:
+        UserError: if all of them are broken.
+    """
+    checkpoints = checkpoints_in(folder)
+    for path in checkpoints:
+        try:
+            load_method(path, like=cfg)
+            return path
+        except UserError as error:
+            print(f"skipped: {error}")
+    if checkpoints:
+        raise UserError(f"no checkpoint of {folder} can be read; remove that folder, or start anew with auto_resume.enabled=False")
+    return None
+
+
+def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule) -> int:
+    """What the checkpoints of a run take at least: weights and one moment of the optimiser, as often as it keeps them (and one being written)."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
+    kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
+    return 2 * weights * (3 + kept) if cfg.checkpoint.enabled else 0
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+    """Lightning's Trainer as configured, without loggers and checkpoints. Raises UserError for what this machine cannot do.
+
+    BatchNorm's statistics are taken over all GPUs (``sync_batchnorm``), as if the batch were on one; torch cannot do that without GPUs.
+    """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are in memory
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # StepSampler continues from the trainer's count
-    progress = [Progress(cfg.optimizer.batch_size * sum(view.recipe.num_patches for view in views))] if cfg.get("enable_progress_bar", True) else []
-    arguments = {"num_sanity_val_steps": 0} | trainer_arguments(cfg)
+    views = sum(recipe.num_patches for recipe in recipes(cfg))
+    progress = [Progress(cfg.optimizer.batch_size * views)] if cfg.get("enable_progress_bar", True) else []
+    gpus = torch.cuda.is_available() and cfg.get("accelerator") != "cpu"
+    arguments = {"num_sanity_val_steps": 0, "sync_batchnorm": gpus} | trainer_arguments(cfg)
     try:
-        return pl.Trainer(max_epochs=cfg.max_epochs, callbacks=progress, plugins=[AtomicCheckpointIO()], logger=False,
+        return pl.Trainer(max_epochs=cfg.max_epochs, callbacks=progress, plugins=[AtomicCheckpointIO()], logger=False, default_root_dir=folder,
                           enable_checkpointing=False, use_distributed_sampler=False, **arguments)
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Trainer: {error}") from error
@@ -94,16 +139,8 @@ def build_trainer(cfg: DictConfig, views: list[BatchMultiPatch]) -> pl.Trainer:
 
 def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     """metrics.csv always (a continued run keeps the rows before ``resumed_step``), TensorBoard and W&B by setting."""
-    earlier = folder / "metrics.csv"
-    rows = pd.read_csv(earlier).query("step < @resumed_step").to_dict("records") if earlier.exists() else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the folder exists, and its metrics.csv is kept by what follows
-        csv = pl.loggers.CSVLogger(folder.parent, name="", version=folder.name, flush_logs_every_n_steps=10)
-        csv.experiment.metrics += [{key: value for key, value in row.items() if pd.notna(value)} for row in rows]
-    csv.save()
-    loggers = [csv]
     try:
-        return loggers + _optional_loggers(cfg, folder)
+        return [MetricsCSV(folder / "metrics.csv", resumed_step), *_optional_loggers(cfg, folder)]
     except ModuleNotFoundError as error:
         raise UserError(f"{error}; install it, or switch that logger off") from error
 
@@ -118,8 +155,9 @@ def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
     return loggers
 
 
-def draw_first_patches(cfg: DictConfig, train: ImageData, views: list[BatchMultiPatch], folder: Path) -> None:
+def draw_first_patches(cfg: DictConfig, train: ImageData, folder: Path) -> None:
     """patches.png: the first image of the training set, cut and augmented by the run's recipes."""
+    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     made = make_views(views, train.images[:1], Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
     patches = torch.cat([view[:, 0] for view in made])
     pictures.draw_patches(train.images[0], patches, views[0].recipe, folder / "patches.png")

@@ -34,6 +34,7 @@ def move_tau_by_step(momentum: type) -> None:
 
     def on_train_start(self) -> None:
         original_start(self)
+        self.last_step = self.trainer.global_step  # the first step after a resume is one more, whatever is being accumulated
         set_tau(self)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:

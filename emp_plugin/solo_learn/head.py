@@ -18,7 +18,8 @@ def import_solo() -> SimpleNamespace:
         warnings.simplefilter("ignore")  # of APIs and names that solo-learn uses; its user cannot change them
         importlib.import_module("solo")
         return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
-            ("base", "methods.base"), ("linear", "methods.linear"), ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+            ("base", "methods.base"), ("linear", "methods.linear"), ("swav", "methods.swav"), ("dino", "methods.dino"),
+            ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
 
 
 def apply_patches(solo: SimpleNamespace) -> None:

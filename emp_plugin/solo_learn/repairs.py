@@ -2,12 +2,14 @@
 
 As in :mod:`wheel` and :mod:`head`, every patch is one function that replaces single attributes of solo-learn's classes and says why.
 """
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn.knn import knn_accuracy
@@ -56,18 +58,20 @@ def repair_knn(solo: SimpleNamespace) -> None:
         self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
         self.distance_fx, self.epsilon = distance_fx, epsilon
         for state in ("train_features", "train_targets", "test_features", "test_targets"):
-            self.add_state(state, default=[], persistent=False)
+            # of training and kept in checkpoints: a run may be cut off between filling and asking
+            self.add_state(state, default=[], dist_reduce_fx="cat", persistent=state.startswith("train"))
 
     def forward(self, *args: Any, **kwargs: Any):
         self.update(*args, **kwargs)
 
     def compute(self) -> tuple[float, float]:
         """k-NN accuracy @1 and @5 in percent, -1 (as the head has it) without any features; empties the memory banks."""
-        if not self.train_features or not self.test_features:
+        if not len(self.train_features) or not len(self.test_features):
             return -1.0, -1.0
-        banks = [torch.cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
+        banks = [dim_zero_cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
         accuracies = knn_accuracy(*banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size)
-        self.reset()
+        if not self._is_synced:  # the banks of several processes together are only lent: on_validation_epoch_end empties each one's own
+            self.reset()
         return accuracies
 
     for function in (__init__, forward, compute):
@@ -85,7 +89,46 @@ def allow_few_classes(solo: SimpleNamespace) -> None:
         module.accuracy_at_k = accuracy_at_k
 
 
-REPAIRS = (schedule_by_step, repair_knn, allow_few_classes)
+def keep_swavs_queue(solo: SimpleNamespace) -> None:
+    """SwAV makes its queue when training starts: too late for a checkpoint, which fails on the unexpected key, and always of zeros.
+
+    Here it is there from the beginning. Each process has its own part of it; a checkpoint holds all of them.
+    """
+    make, start = solo.swav.SwAV.__init__, solo.swav.SwAV.on_train_start
+
+    @functools.wraps(make)  # build.py reads a method's settings off its constructor
+    def __init__(self, *args: Any, **kwargs: Any):
+        make(self, *args, **kwargs)
+        if self.queue_size > 0:
+            self.register_buffer("queue", torch.zeros(2, self.queue_size, self.proj_output_dim))
+
+    def on_train_start(self):
+        kept = getattr(self, "queue", None)
+        start(self)
+        if kept is not None:
+            size = self.queue.shape[1]
+            self.queue = kept[:, self.global_rank * size:(self.global_rank + 1) * size].clone()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]):
+        super(solo.swav.SwAV, self).on_save_checkpoint(checkpoint)
+        if self.queue_size > 0 and self.trainer.world_size > 1:
+            checkpoint["state_dict"]["queue"] = torch.cat(list(self.all_gather(self.queue)), dim=1)
+
+    for function in (__init__, on_train_start, on_save_checkpoint):
+        setattr(solo.swav.SwAV, function.__name__, function)
+
+
+def resume_dinos_epoch(solo: SimpleNamespace) -> None:
+    """DINO tells its loss the epoch at the epoch's start, which a run resumed in the middle of one has behind it."""
+
+    def on_train_start(self):
+        super(solo.dino.DINO, self).on_train_start()
+        self.dino_loss_func.epoch = self.current_epoch
+
+    solo.dino.DINO.on_train_start = on_train_start
+
+
+REPAIRS = (schedule_by_step, repair_knn, allow_few_classes, keep_swavs_queue, resume_dinos_epoch)
 
 
 def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:

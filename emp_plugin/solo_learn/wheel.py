@@ -44,8 +44,8 @@ def import_solo() -> SimpleNamespace:
         warnings.simplefilter("ignore", FutureWarning)
         importlib.import_module("solo")
         return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
-            ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"),
-            ("swav", "methods.swav"), ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+            ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"), ("swav", "methods.swav"),
+            ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
 
 
 def apply_patches(solo: SimpleNamespace) -> None:
@@ -129,7 +129,8 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
         if getattr(self, "knn_eval", False) and not self.trainer.sanity_checking and self.knn.train_features:
             log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
             self.knn.reset()
-        self.log_dict(log, sync_dist=True)
+        images = sum(output["batch_size"] for output in parts[0]) if parts else 1
+        self.log_dict(log, sync_dist=True, batch_size=images)  # the mean over processes weighs them by their images
 
     for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
         for hook in (on_validation_epoch_start, on_validation_batch_end, on_validation_epoch_end):

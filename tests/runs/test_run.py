@@ -105,14 +105,14 @@ def test_a_baseline_takes_the_same_road(tmp_path):
     assert not torch.equal(online, momentum)
 
 
-def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(finished, tmp_path, monkeypatch):
+def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(finished, tmp_path, monkeypatch, capsys):
     def cut(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("emp_plugin.runs.training.evaluate_run", cut)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True")
+        assert pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True") == 1
+    assert capsys.readouterr().err == "error: interrupted\n"
     run = the_run(tmp_path)
     before = (run / "last.ckpt").read_bytes()
     assert not (run / "summary.json").exists()

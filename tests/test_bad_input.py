@@ -1,0 +1,270 @@
+"""Mistakes through the command line: an exit status, one message, no traceback, within seconds, and nothing left behind."""
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+from PIL import Image
+
+from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin.configuration import read_config, recipes, trainer_arguments
+from emp_plugin.data import load_dataset
+from emp_plugin.errors import UserError
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.runs.training import build_trainer
+from emp_plugin.transforms import BatchMultiPatch
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SMALL = ["method_kwargs.embedding_dim=8", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "accelerator=cpu", "precision=32",
+         "enable_progress_bar=False"]
+
+SETTINGS = [  # overrides of digits/emp, and what the message says
+    ("max_epochs=0", "max_epochs must be at least 1"),
+    ("max_epochs=-3", "max_epochs must be at least 1"),
+    ("max_epochs=many", "max_epochs"),
+    ("max_steps=10", "max_steps is not supported"),
+    ("data.num_patches=0", "num_patches"),
+    ("data.num_patches=-1", "num_patches"),
+    ("data.num_patches=2.5", "data.num_patches"),
+    ("data.patch_size=33", "larger than the images"),
+    ("data.patch_size=0", "patch_size"),
+    ("data.output_size=0", "crop_size|output_size"),
+    ("data.output_size=-8", "crop_size|output_size"),
+    ("optimizer.batch_size=1", "batch_size must be at least 2"),
+    ("optimizer.batch_size=0", "batch_size must be at least 2"),
+    ("optimizer.batch_size=5000", "1437 training images are fewer than"),
+    ("optimizer.lr=0", "optimizer.lr must be positive"),
+    ("optimizer.lr=nan", "optimizer.lr must be positive"),
+    ("optimizer.lr=.inf", "optimizer.lr must be"),
+    ("optimizer.weight_decay=-0.1", "weight_decay"),
+    ("optimizer.name=lamb", "unknown optimizer.name 'lamb'"),
+    ("scheduler.name=linear", "unknown scheduler.name 'linear'"),
+    ("method=emq", "unknown method 'emq'"),
+    ("data.dataset=mnist", "unknown data.dataset 'mnist'"),
+    ("backbone.name=resnet1800", "has no 'resnet1800'"),
+    ("backbone.kwargs={depth: 3}", "depth"),
+    ("precision=12", "precision must be one of"),
+    ("optimzer.lr=1", "did you mean 'optimizer"),
+    ("optimizer.learning_rate=1", "unknown setting 'optimizer.learning_rate'"),
+    ("method_kwargs.tempreature=1", "tempreature"),
+    ("method_kwargs.eps=0", "eps must be positive"),
+    ("method_kwargs.eps=small", "eps has the wrong type"),
+    ("method_kwargs.patch_chunk=0", "patch_chunk must be at least 1"),
+    ("method_kwargs.preset=book", "preset must be one of"),
+    ("data.holdout=1", "data.holdout must be between"),
+    ("data.holdout=0.001", "data.holdout=0.001 cannot split"),
+    ("data.fraction=0", "data.fraction must be"),
+    ("data.fraction=0.001", "data.fraction=0.001 cannot split"),
+    ("data.num_workers=-1", "num_workers must not be negative"),
+    ("seed=-1", "seed must not be negative"),
+    ("seed=1.5", "seed"),
+    ("devices=0", "Trainer: "),
+    ("devices=many", "devices"),
+    ("strategy=telepathy", "Trainer: "),
+    ("limit_train_batches=-1", "Trainer: "),
+    ("accumulate_grad_batches=0", "Trainer: |accumulate_grad_batches"),
+    ("evaluation.bag_patches=0", "bag_patches must be at least 1"),
+    ("evaluation.probes=[forest]", "evaluation.probes"),
+    ("checkpoint.every_n_steps=0", "every_n_steps must be at least 1"),
+    ("knn_eval.k=0", "knn_eval.k must be at least 1"),
+    ("resume_from_checkpoint=.", "is not a file"),
+    ("resume_from_checkpoint=nowhere.ckpt", "is not a file"),
+    ("augmentations=[]", "augmentations is empty"),
+    ("max_epochs", "key=value"),
+    ("a b c=1", "a b c|not"),
+    ("data.train_path=[1", "[1|not"),
+]
+
+
+def check(status, capsys, message):
+    text = capsys.readouterr().err
+    errors = [line for line in text.splitlines() if "error: " in line]
+    assert status != 0 and len(errors) == 1 and "Traceback" not in text, text
+    assert any(part in text for part in message.split("|")), text
+
+
+def pretrain(folder, *overrides, config="digits/emp"):
+    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", config, *SMALL, f"checkpoint.dir={folder / 'runs'}", *overrides])
+
+
+@pytest.mark.parametrize("override,message", SETTINGS)
+def test_settings(tmp_path, capsys, override, message):
+    check(pretrain(tmp_path, override), capsys, message)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(tmp_path, capsys):
+    check(pretrain(tmp_path, "accelerator=gpu"), capsys, "Trainer: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_loss_that_is_not_finite(tmp_path, capsys):
+    """The one that is found while training: what the run has left by then stays."""
+    overrides = ["optimizer.lr=1e30", "optimizer.kwargs.clip_lr=False", "optimizer.kwargs.eta=1e30", "optimizer.batch_size=16", "data.num_patches=2"]
+    check(pretrain(tmp_path, *overrides), capsys, "the loss is")
+
+
+# --- images
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Ten classes of 32x32 images, 3 for training and 1 for testing each."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 1)):
+        for label in range(10):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def truncated_jpeg(root):
+    path = root / "train" / "class0" / "0.png"
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    path.with_suffix(".jpg").write_bytes(path.with_suffix(".jpg").read_bytes()[:400])
+
+
+def one_class(root):
+    for split in ("train", "test"):
+        for label in range(1, 10):
+            shutil.rmtree(root / split / f"class{label}")
+
+
+DAMAGES = {  # what is done to the folder, and what the message says
+    "no data": (shutil.rmtree, "download failed"),
+    "no test set": (lambda root: shutil.rmtree(root / "test"), "expected one folder of images per class"),
+    "an empty class": (lambda root: [path.unlink() for path in (root / "train" / "class3").iterdir()], "class3"),
+    "a truncated JPEG": (truncated_jpeg, "0.jpg: not a readable image"),
+    "text called .png": (lambda root: (root / "train" / "class1" / "0.png").write_text("hello"), "class1/0.png: not a readable image"),
+    "an empty file": (lambda root: (root / "train" / "class1" / "0.png").write_bytes(b""), "class1/0.png: not a readable image"),
+    "a 1x1 image": (lambda root: Image.new("RGB", (1, 1)).save(root / "train" / "class2" / "1.png"), "class2/1.png: 1x1 pixels, expected 32x32"),
+    "an image smaller than the patch": (lambda root: Image.new("RGB", (32, 12)).save(root / "test" / "class2" / "0.png"), "32x12 pixels"),
+    "floating-point pixels": (lambda root: Image.new("F", (32, 32)).save(root / "train" / "class2" / "9.tiff"), "floating-point"),
+    "one class": (one_class, "1 class folders, but cifar10 has 10"),
+    "labels missing in the test set": (lambda root: shutil.rmtree(root / "test" / "class4"), "different class folders: class4"),
+    "fewer images than the batch": (lambda root: None, "30 training images are fewer than"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_images(tmp_path, capsys, monkeypatch, pictures, damage):
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    shutil.copytree(pictures, root := tmp_path / "data")
+    act, message = DAMAGES[damage]
+    act(root)
+    check(pretrain(tmp_path, f"data.train_path={root}", config="cifar/emp"), capsys, message)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_other_kinds_of_images_become_rgb(tmp_path, pictures, mode):
+    shutil.copytree(pictures, root := tmp_path / "data")
+    grey = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
+    image = Image.fromarray(grey * 256 + 7) if mode == "I;16" else Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    (root / "train" / "class0" / "0.png").unlink()
+    image.save(root / "train" / "class0" / "0.tiff")
+    read = load_dataset("cifar10", str(root))[0].images[0]
+    expected = torch.from_numpy(grey.astype(np.int64)) if mode != "1" else torch.from_numpy(np.asarray(image).astype(np.int64) * 255)
+    assert (read.long() - expected).abs().max() <= 1
+
+
+# --- probes, and the options themselves
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["pretrained_feature_extractor=nowhere.ckpt"], "is not a file"),
+    ([f"pretrained_feature_extractor={SCRIPTS}"], "is not a file"),
+    ([f"pretrained_feature_extractor={SCRIPTS / 'env.sh'}"], "is not a readable checkpoint"),
+    ([], "pretrained_feature_extractor is not set"),
+    (["pretrained_feature_extractor=x.ckpt", "max_epochs=3"], "unknown setting 'max_epochs'"),
+])
+@pytest.mark.parametrize("main,config", [(main_linear, "linear"), (main_knn, "knn")])
+def test_probes(capsys, main, config, arguments, message):
+    check(main.main(["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp", *arguments]), capsys, message)
+
+
+@pytest.mark.parametrize("arguments,message", [
+    ([], "required: --config-path, --config-name"),
+    (["--config-path", "nowhere", "--config-name", "emp"], "nowhere is not a folder"),
+    (["--config-path", str(SCRIPTS), "--config-name", "nothing"], "nothing"),
+    (["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", "--epochs", "3"], "unknown option --epochs"),
+])
+def test_options(capsys, arguments, message):
+    try:
+        status = main_pretrain.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    check(status, capsys, message)
+
+
+def test_a_yaml_file_with_a_syntax_error(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("a: [1\nb: }")
+    check(main_pretrain.main(["--config-path", str(tmp_path), "--config-name", "x"]), capsys, "x: ")
+
+
+def test_debug_shows_where(tmp_path):
+    with pytest.raises(UserError, match="max_epochs"):
+        pretrain(tmp_path, "max_epochs=0", "--debug")
+
+
+@pytest.mark.parametrize("script,override,message", [
+    ("pretrain/digits", "max_epochs=0", "max_epochs must be at least 1"),
+    ("pretrain/cifar", "data.num_patches=-2", "num_patches"),
+    ("linear/digits", "pretrained_feature_extractor=nowhere.ckpt", "is not a file"),
+    ("knn/cifar", "evaluation.probes=[]", "must not be empty"),
+    ("pretrain/digits", "--nonsense", "unknown option --nonsense"),
+])
+def test_through_bash(tmp_path, script, override, message):
+    before = {path for path in SCRIPTS.rglob("*")}
+    answer = subprocess.run(["bash", str(SCRIPTS / script / "emp.sh"), override], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert answer.returncode != 0 and "Traceback" not in answer.stderr and answer.stderr.count("error: ") == 1 and message in answer.stderr, answer.stderr
+    assert not any(tmp_path.iterdir()) and before == {path for path in SCRIPTS.rglob("*")}
+
+
+# --- arbitrary values
+
+KEYS = ["seed", "max_epochs", "method", "name", "precision", "devices", "data.dataset", "data.num_patches", "data.patch_size", "data.output_size", "data.scale",
+        "data.holdout", "data.fraction", "data.num_workers", "optimizer.name", "optimizer.lr", "optimizer.batch_size", "optimizer.kwargs.eta", "optimizer.kwargs",
+        "scheduler.name", "scheduler.warmup_epochs", "method_kwargs.preset", "method_kwargs.eps", "method_kwargs.patch_chunk", "method_kwargs", "backbone.name",
+        "backbone.stem_padding", "checkpoint.every_n_steps", "checkpoint.dir", "evaluation.views", "evaluation.linear.lr", "knn_eval.k", "augmentations",
+        "limit_train_batches", "accumulate_grad_batches", "log_every_n_steps", "momentum.base_tau", "wandb.enabled", "auto_resume"]
+VALUES = st.one_of(st.integers(-3, 300).map(str), st.floats().map(str), st.booleans().map(str), st.text(max_size=8),
+                   st.sampled_from(["null", "[]", "{}", "[1,2]", "{a: 1}", "[0.2,0.5]", "???", "${seed}", "${nothing}", "''", "auto", "emp", "digits", "resnet18"]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(overrides=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=2))
+def test_arbitrary_settings_give_a_run_or_an_error(tmp_path, overrides):
+    try:
+        cfg = read_config(str(SCRIPTS / "pretrain"), "digits/emp", [*SMALL, *(f"{key}={value}" for key, value in overrides)])
+        assert isinstance(cfg, DictConfig) and recipes(cfg) and "max_epochs" not in trainer_arguments(cfg)
+        build_trainer(cfg, tmp_path)
+        fresh_method(cfg)
+    except UserError as error:
+        assert str(error)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(patches=st.integers(-1, 5), size=st.one_of(st.none(), st.integers(-1, 40)), output=st.integers(-1, 40), height=st.integers(1, 40),
+       width=st.integers(1, 40), seed=st.integers(0, 99))
+def test_arbitrary_patches_lie_in_the_image_or_are_an_error(patches, size, output, height, width, seed):
+    try:
+        view = BatchMultiPatch(num_patches=patches, patch_size=size, output_size=output)
+        made = view(torch.full((2, 3, height, width), 255, dtype=torch.uint8))
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert made.shape == (patches, 2, 3, output, output) and torch.isfinite(made).all()
