@@ -51,6 +51,7 @@ class Data:
     output_size: int = 32  # and the side they are resized to
     scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
+    normalisation: dict[str, Any] = field(default_factory=dict)  # mean and std by dataset, for the augmentations that refer to them
 
 
 @dataclass
@@ -177,6 +178,9 @@ class Probe:
     accelerator: str = "auto"
     precision: Optional[str] = None
 
+
+# ${fit:10,1000,${max_epochs}} in a YAML: what a recipe of 1000 epochs does for 10, as the same share of a run of max_epochs
+OmegaConf.register_new_resolver("fit", lambda epochs, published, run: epochs * run / published, replace=True)
 
 # Trainer arguments that a run sets itself
 OURS = {"self", "logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "max_epochs"}

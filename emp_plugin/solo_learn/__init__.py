@@ -8,6 +8,7 @@ from types import ModuleType
 
 from torch import nn
 
+from emp_plugin.solo_learn import counting
 from emp_plugin.solo_learn.generation import find_generation
 
 GENERATION, VERSION = find_generation()
@@ -28,6 +29,7 @@ def _solo(name: str) -> ModuleType:
 METHODS = _solo("methods").METHODS
 BaseMethod = _solo("methods.base").BaseMethod
 BaseMomentumMethod = _solo("methods.base").BaseMomentumMethod
+counting.apply_patches(METHODS["swav"], BaseMomentumMethod)
 WeightedKNNClassifier = _solo("utils.knn").WeightedKNNClassifier
 
 from emp_plugin.solo_learn.build import build_method, split_settings  # noqa: E402  they need the names above

@@ -3,6 +3,7 @@
 Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function here and says why
 it exists; ``tests/solo_learn/test_wheel.py`` shows for each what happens without it.
 """
+import functools
 import importlib
 import sys
 import warnings
@@ -45,7 +46,7 @@ def import_solo() -> SimpleNamespace:
         importlib.import_module("solo")
         return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
             ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"),
-            ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+            ("swav", "methods.swav"), ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
 
 
 def apply_patches(solo: SimpleNamespace) -> None:
@@ -53,7 +54,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
     for patch in (log_validation_by_hook, accept_batch_end_without_loader_index, schedule_by_step, repair_knn, run_closure_before_lars,
-                  allow_few_classes, separate_dinos_clipping):
+                  allow_few_classes, separate_dinos_clipping, keep_prototypes_at_length_one):
         patch(solo)
     solo.base._patched_by_emp_plugin = True
 
@@ -238,3 +239,17 @@ def separate_dinos_clipping(solo: SimpleNamespace) -> None:
             pl.LightningModule.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     solo.dino.DINO.clip_gradients = clip_gradients
+
+
+def keep_prototypes_at_length_one(solo: SimpleNamespace) -> None:
+    """SwAV's prototypes are of length 1 (arXiv 2006.09882), as in the repository's head, whose settings our recipe takes; the wheel's are of
+    any length, 0.58 at the start, and learn it."""
+    original = solo.swav.SwAV.__init__
+
+    @functools.wraps(original)  # build.py reads its parameters
+    def __init__(self, *args: Any, **kwargs: Any):
+        original(self, *args, **kwargs)
+        self.prototypes.weight_g.data.fill_(1)
+        self.prototypes.weight_g.requires_grad = False
+
+    solo.swav.SwAV.__init__ = __init__

@@ -1,0 +1,159 @@
+"""The shipped recipes of the baselines train what solo-learn trains: its losses on the same features, and networks that move as they should."""
+import copy
+from collections import defaultdict
+
+import pytest
+import torch
+from solo.losses.byol import byol_loss_func
+from solo.losses.ressl import ressl_loss_func
+from solo.losses.simclr import simclr_loss_func
+from solo.losses.swav import swav_loss_func
+from solo.losses.vicreg import vicreg_loss_func
+from solo.utils.sinkhorn_knopp import SinkhornKnopp
+
+from emp_plugin.data import PretrainData
+from emp_plugin.configuration import recipes
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.solo_learn import backbone_of, pl
+from emp_plugin.transforms import BatchMultiPatch
+
+BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
+SMALL = ("optimizer.batch_size=16", "max_epochs=1", "precision=32")
+HEADS = {"simclr": ["method_kwargs.proj_hidden_dim=32"], "vicreg": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=24"],
+         "byol": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.pred_hidden_dim=32"],
+         "swav": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.num_prototypes=20", "method_kwargs.queue_size=32"],
+         "ressl": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.queue_size=64"]}
+
+
+class Record(pl.Callback):
+    """What the heads gave in each step, and the state before the first one."""
+
+    def __init__(self):
+        self.outputs, self.logged = [], []
+
+    def on_train_start(self, trainer, module):
+        self.before = copy.deepcopy(module.state_dict())
+        self.tau = module.momentum_updater.cur_tau if hasattr(module, "momentum_updater") else None
+        for name in ("projector", "momentum_projector", "predictor", "prototypes"):
+            if hasattr(module, name):
+                getattr(module, name).register_forward_hook(lambda _, __, z, name=name: self.outputs[-1][name].append(z.detach()))
+
+    def on_train_batch_start(self, *args):
+        self.outputs.append(defaultdict(list))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.logged.append({key: value.item() for key, value in trainer.callback_metrics.items()})
+
+
+def fit(cfg, train, steps):
+    """The method after ``steps`` steps with the run's own data path, and what was recorded."""
+    model = fresh_method(cfg)
+    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    data = PretrainData(train, None, views, cfg.optimizer.batch_size, cfg.seed)
+    record = Record()
+    trainer = pl.Trainer(max_epochs=cfg.max_epochs, limit_train_batches=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, callbacks=[record], log_every_n_steps=1)
+    trainer.fit(model, datamodule=data)
+    return model, record
+
+
+def expected_loss(name, out, before):
+    """solo-learn's loss function on the recorded outputs, with the settings published for CIFAR."""
+    if name == "simclr":
+        return "train_nce_loss", simclr_loss_func(*out["projector"], temperature=0.2)
+    if name == "byol":
+        (p1, p2), (z1, z2) = out["predictor"], out["momentum_projector"]
+        return "train_neg_cos_sim", byol_loss_func(p2, z1) + byol_loss_func(p1, z2)
+    if name == "vicreg":
+        return "train_vicreg_loss", vicreg_loss_func(*out["projector"], sim_loss_weight=25.0, var_loss_weight=25.0, cov_loss_weight=1.0)
+    if name == "swav":
+        p = out["prototypes"]
+        return "train_swav_loss", swav_loss_func(p, [SinkhornKnopp(3, 0.05, 1)(x.clone()) for x in p], 0.1)
+    q, k = (torch.nn.functional.normalize(out[key][0], dim=-1) for key in ("projector", "momentum_projector"))
+    return "ressl_loss", ressl_loss_func(q, k, before["queue"], 0.1, 0.04)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two steps of every baseline on 32 digits, trained once for all tests."""
+    made = {}
+
+    def get(name, config, train):
+        if name not in made:
+            cfg = config(f"digits/{name}", *SMALL, *HEADS[name])
+            made[name] = fit(cfg, train.subset(range(32)), 2)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_loss_of_the_first_step_is_solo_learns(trained, config, digits, name):
+    _, record = trained(name, config, digits[0])
+    key, expected = expected_loss(name, record.outputs[0], record.before)
+    logged = record.logged[0]
+    assert logged.get(f"{key}_step", logged.get(key)) == pytest.approx(expected.item(), rel=1e-5)
+    assert record.outputs[0].keys() >= {"projector"} and len(record.outputs[0]["projector"]) == (1 if name == "ressl" else 2)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_is_trained_moves_and_nothing_else_does(trained, config, digits, name):
+    model, record = trained(name, config, digits[0])
+    # a bias before BatchNorm has no gradient
+    still = {key for key, value in model.named_parameters() if value.ndim > 1 and torch.equal(value, record.before[key])}
+    assert still == ({"prototypes.weight_g"} if name == "swav" else set())
+    assert {key for key, value in model.named_parameters() if not value.requires_grad} == still | {
+        key for key, _ in model.named_parameters() if key.startswith("momentum_")}
+
+
+@pytest.mark.parametrize("name", ["byol", "ressl"])
+def test_momentum_networks_follow_by_tau(config, digits, name):
+    cfg = config(f"digits/{name}", *SMALL, *HEADS[name], "scheduler.warmup_epochs=0")
+    model, record = fit(cfg, digits[0].subset(range(16)), 1)
+    assert record.tau == pytest.approx(0.99)
+    pairs = [(backbone_of(model), model.momentum_encoder, "momentum_encoder"), (model.projector, model.momentum_projector, "momentum_projector")]
+    for online, momentum, prefix in pairs:
+        for key, value in online.named_parameters():
+            expected = 0.99 * record.before[f"{prefix}.{key}"] + 0.01 * value
+            torch.testing.assert_close(momentum.get_parameter(key), expected, rtol=1e-5, atol=1e-7)
+    assert model.momentum_updater.cur_tau == pytest.approx(1.0)  # the run is over
+
+
+def test_ressls_queue_takes_the_teachers_keys(trained, config, digits):
+    model, record = trained("ressl", config, digits[0])
+    keys = torch.cat([torch.nn.functional.normalize(step["momentum_projector"][0], dim=-1) for step in record.outputs])
+    torch.testing.assert_close(model.queue[:32], keys)
+    torch.testing.assert_close(model.queue[32:], record.before["queue"][32:])
+
+
+def test_swavs_prototypes_train_in_the_shortest_run(trained, config, digits):
+    """Published: frozen for 2 of 1000 epochs. In a run of 2 steps that is less than the first."""
+    model, record = trained("swav", config, digits[0])
+    assert model.freeze_prototypes_epochs == pytest.approx(0.002) and model.epoch_queue_starts == pytest.approx(0.05)
+    assert not torch.equal(model.prototypes.weight_v, record.before["prototypes.weight_v"])
+    assert [len(step["prototypes"]) for step in record.outputs] == [2, 4]  # the second step uses the queue
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_cifars_recipes_say_what_solo_learn_publishes(config, name):
+    """1000 epochs: nothing is left to fit, and these are the published numbers (scripts/pretrain/cifar at commit 9187ea39)."""
+    cfg = config(f"cifar/{name}")
+    assert cfg.max_epochs == 1000 and cfg.optimizer.batch_size == 256 and cfg.optimizer.classifier_lr == 0.1 and cfg.scheduler.warmup_epochs == 10
+    published = {"simclr": ("lars", 0.4, 1e-4), "byol": ("lars", 1.0, 1e-5), "vicreg": ("lars", 0.3, 1e-4), "swav": ("lars", 0.6, 1e-6),
+                 "ressl": ("sgd", 0.05, 1e-4)}[name]
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == published
+    if name == "swav":
+        assert (cfg.method_kwargs.epoch_queue_starts, cfg.method_kwargs.freeze_prototypes_epochs) == (50, 2)
+    first, second = (recipes(cfg) * 2)[:2] if len(cfg.augmentations) == 1 else recipes(cfg)
+    assert sum(recipe.num_patches for recipe in recipes(cfg)) == 2 and first.mean == (0.4914, 0.4822, 0.4465)
+    assert first.scale == ((0.2, 1.0) if name == "vicreg" else (0.08, 1.0)) and first.ratio == (3 / 4, 4 / 3) and first.interpolation == "bicubic"
+    assert second.solarize_prob == {"byol": 0.2, "vicreg": 0.1}.get(name, 0) and first.solarize_prob == (0.1 if name == "vicreg" else 0)
+    assert second.jitter_prob == (0 if name == "ressl" else 0.8)
+    assert config(f"cifar/{name}", "data.dataset=cifar100").augmentations[-1].std == [0.2673, 0.2564, 0.2762]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_counts_in_epochs_is_fitted_to_the_run(config, name):
+    cfg = config(f"cifar/{name}", "max_epochs=1")
+    assert cfg.scheduler.warmup_epochs == pytest.approx(0.01)
+    assert config(f"cifar/{name}", "max_epochs=1", "scheduler.warmup_epochs=0.5").scheduler.warmup_epochs == 0.5
