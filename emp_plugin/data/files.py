@@ -1,4 +1,5 @@
 """Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,12 +16,12 @@ from emp_plugin.errors import UserError
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images on disk, used as :class:`ImageData` is; targets are -1 where there are no labels.
+    """Images on disk, used as :class:`ImageData` is.
 
     Args:
         paths: bytes array (N,); an array, because worker processes would each come to hold a copy of a list.
         targets: int64 (N,).
-        classes: names of the classes, empty without labels.
+        classes: names of the classes.
         size: side of the square, in pixels, that every image becomes (:func:`read_image`).
     """
 
@@ -107,18 +108,17 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     return ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size)
 
 
-def list_flat(folder: Path, size: int) -> ImageFiles:
-    """All images in ``folder`` and below, without labels. Raises UserError if there are none."""
-    paths = image_paths(folder) if folder.is_dir() else []
-    if not paths:
-        raise UserError(f"{folder}: no images found; point data.train_path at a folder of images, or of one folder per class")
-    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.full((len(paths),), -1), [], size)
+def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
+    """All images in ``folder`` and below as one class, of the name in ``classes``."""
+    paths = image_paths(folder)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.zeros(len(paths), dtype=torch.long), classes, size)
 
 
-def image_paths(folder: Path) -> list[bytes]:
-    """Files in ``folder`` and below that Pillow knows by their extension, sorted."""
+def image_paths(folder: Path, below: bool = True) -> list[bytes]:
+    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted."""
     known = Image.registered_extensions()
-    return sorted(os.fsencode(os.path.join(parent, name)) for parent, _, names in os.walk(folder) for name in names
+    levels = os.walk(folder) if below else itertools.islice(os.walk(folder), 1)
+    return sorted(os.fsencode(os.path.join(parent, name)) for parent, _, names in levels for name in names
                   if os.path.splitext(name)[1].lower() in known)
 
 

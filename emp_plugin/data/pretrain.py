@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emp_plugin.data.datasets import ImageData
+from emp_plugin.data.files import ImageFiles
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -70,29 +71,30 @@ class StepSampler:
 
 
 class StepDataset(Dataset):
-    """Images in memory, fetched a whole :class:`Step` at a time."""
+    """Images fetched a whole :class:`Step` at a time."""
 
-    def __init__(self, data: ImageData):
+    def __init__(self, data: ImageData | ImageFiles):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, step: Step) -> Batch:
-        return Batch(step, self.data.images[step.indices], self.data.targets[step.indices])
+        return Batch(step, self.data.fetch(step.indices), self.data.targets[step.indices])
 
 
 class EvaluationDataset(Dataset):
-    """Images in memory for validation: (uint8 image, label) pairs, fetched by the batch."""
+    """Images for validation and features: (uint8 image, label) pairs, fetched by the batch."""
 
-    def __init__(self, data: ImageData):
+    def __init__(self, data: ImageData | ImageFiles):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.data.images[indices], self.data.targets[indices]
+        indices = torch.as_tensor(indices)
+        return self.data.fetch(indices), self.data.targets[indices]
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -112,11 +114,11 @@ class PretrainData(pl.LightningDataModule):
         views: one on-device transform per augmentation recipe.
         batch_size: images per step of one process.
         seed: of the order and of the augmentations.
-        num_workers: DataLoader processes; none are needed for images in memory.
+        num_workers: DataLoader processes; images in memory need none, images on disk are decoded there.
         stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
     """
 
-    def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0,
+    def __init__(self, train: ImageData | ImageFiles, validation: ImageData | ImageFiles | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0,
                  stacked: bool = False):
         super().__init__()
         self.train, self.validation = train, validation
@@ -162,6 +164,12 @@ class PretrainData(pl.LightningDataModule):
         step, images, targets = batch
         made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
         return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
+
+
+def in_order(data: ImageData | ImageFiles, batch_size: int, num_workers: int = 0) -> Iterator[Tensor]:
+    """All images of a dataset in its order, uint8 (b, 3, H, W) at a time."""
+    loader = DataLoader(EvaluationDataset(data), batch_size, collate_fn=as_it_is, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return (images for images, _ in loader)
 
 
 def as_it_is(batch: T) -> T:

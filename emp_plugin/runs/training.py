@@ -10,13 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.configuration import recipes, trainer_arguments
-from emp_plugin.data import ImageData, PretrainData, load_dataset, make_views
+from emp_plugin.data import ImageData, ImageFiles, PretrainData, make_views
 from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
 from emp_plugin.runs.folder import LAST, SUMMARY, new_folder, unfinished_folder, versions, write_text
-from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
+from emp_plugin.runs.probing import evaluate_run, fresh_method, load_data, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -27,7 +27,7 @@ def pretrain(cfg: DictConfig) -> Path:
     Raises:
         UserError: for data, settings or hardware that cannot work, and for a loss that is not finite.
     """
-    train, test = load_dataset(cfg.data.dataset, cfg.data.train_path, cfg.data.holdout, cfg.data.fraction)
+    train, test = load_data(cfg.data)
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp")
     if len(train) < cfg.optimizer.batch_size:
@@ -60,7 +60,9 @@ def pretrain(cfg: DictConfig) -> Path:
     trained = timer.time_elapsed("train")
     began = time.perf_counter()
     device = trainer.strategy.root_device
-    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled else []
+    if cfg.evaluation.enabled and test is None:
+        print("these images have no labels: no probes; evaluate the checkpoint on a dataset that has them with scripts/linear")
+    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled and test is not None else []
     images = trainer.global_step * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * trainer.world_size
     patches = images * sum(recipe.num_patches for recipe in recipes(cfg))
     summary = {
@@ -117,8 +119,9 @@ def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
     return loggers
 
 
-def draw_first_patches(cfg: DictConfig, train: ImageData, views: list[BatchMultiPatch], folder: Path) -> None:
+def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, views: list[BatchMultiPatch], folder: Path) -> None:
     """patches.png: the first image of the training set, cut and augmented by the run's recipes."""
-    made = make_views(views, train.images[:1], Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
+    image = train.fetch(torch.tensor([0]))
+    made = make_views(views, image, Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
     patches = torch.cat([view[:, 0] for view in made])
-    pictures.draw_patches(train.images[0], patches, views[0].recipe, folder / "patches.png")
+    pictures.draw_patches(image[0], patches, views[0].recipe, folder / "patches.png")

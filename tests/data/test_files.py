@@ -70,12 +70,10 @@ def test_folders_are_classes(tmp_path):
         list_folder(tmp_path, 8)
 
 
-def test_a_flat_folder_has_no_labels(tmp_path):
+def test_a_flat_folder_is_one_class(tmp_path):
     picture(tmp_path / "x" / "1.png"), picture(tmp_path / "2.png")
-    files = list_flat(tmp_path, 8)
-    assert len(files) == 2 and files.classes == [] and files.targets.tolist() == [-1, -1]
-    with pytest.raises(UserError, match="no images found"):
-        list_flat(tmp_path / "missing", 8)
+    files = list_flat(tmp_path, 8, ["all"])
+    assert len(files) == 2 and files.classes == ["all"] and files.targets.tolist() == [0, 0]
 
 
 def test_tiny_imagenet_as_distributed(tmp_path):
