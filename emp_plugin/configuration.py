@@ -47,10 +47,12 @@ class Data:
     format: str = "image_folder"
     num_workers: int = 0
     fraction: float = -1
-    num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
+    num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
-    output_size: int = 32  # and the side they are resized to
-    scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes
+    output_size: int = 32  # the side they are resized to,
+    interpolation: str = "bilinear"  # and how;
+    scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
+    ratio: Optional[list[float]] = None  # and its width / height, (low, high); null: square
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
     normalisation: dict[str, Any] = field(default_factory=dict)  # mean and std by dataset, for the augmentations that refer to them
 
