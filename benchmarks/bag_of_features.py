@@ -6,7 +6,7 @@ from step import SCRIPTS
 from emp_plugin.configuration import read_config, recipes
 from emp_plugin.data import load_dataset
 from emp_plugin.evaluation import extract_features
-from emp_plugin.evaluation.features import FORWARD
+from emp_plugin.evaluation.features import FORWARD_PIXELS
 from emp_plugin.runs.probing import fresh_method
 
 
@@ -20,14 +20,15 @@ def main() -> None:
         [recipe] = recipes(cfg)
         method = fresh_method(cfg).to(DEVICE).eval()
         side = recipe.output_size
-        patches = torch.randn(FORWARD, side, side, 3, device=DEVICE).movedim(-1, 1)
+        at_once = FORWARD_PIXELS // side**2
+        patches = torch.randn(at_once, side, side, 3, device=DEVICE).movedim(-1, 1)
 
         def bare() -> None:
             with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
                 left = images * bag
                 while left > 0:
                     method.features(patches[:left])
-                    left -= FORWARD
+                    left -= at_once
 
         for augmented in (True, False):
             label = "augmented" if augmented else "plain"

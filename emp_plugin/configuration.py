@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES
+from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES, RESIZABLE, count_classes
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import METHODS, pl
 from emp_plugin.transforms import PatchRecipe, recipe_from_augmentation
@@ -42,15 +42,18 @@ class Momentum:
 class Data:
     dataset: str = MISSING
     train_path: Optional[str] = "./datasets"
-    val_path: Optional[str] = None  # the head's key; our datasets find their test images in train_path
+    val_path: Optional[str] = None  # custom: class folders to evaluate on; the other datasets find theirs in train_path
+    image_size: Optional[int] = None  # imagenet100 and custom: side in pixels that images are resized to; None: 224
     format: str = "image_folder"
     num_workers: int = 0
     views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
     fraction: float = -1
-    num_patches: int = 20  # the EMP recipes' augmentation refers to these three: patches per image,
+    num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
-    output_size: int = 32  # and the side they are resized to
-    scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes
+    output_size: int = 32  # the side they are resized to,
+    interpolation: str = "bilinear"  # and how;
+    scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
+    ratio: Optional[list[float]] = None  # and its width / height, (low, high); null: square
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
     normalisation: dict[str, Any] = field(default_factory=dict)  # mean and std by dataset, for the augmentations that refer to them
 
@@ -166,6 +169,8 @@ class ProbeData:
 
     dataset: Optional[str] = None
     train_path: Optional[str] = None
+    val_path: Optional[str] = None
+    image_size: Optional[int] = None
     holdout: Optional[float] = None
     fraction: Optional[float] = None
 
@@ -318,7 +323,10 @@ def _check_run(cfg: DictConfig) -> None:
     _require(not cfg.data.holdout or 0 < cfg.data.holdout < 1, f"data.holdout must be between 0 and 1, got {cfg.data.holdout}")
     _require(len(cfg.augmentations) > 0, "augmentations is empty")
     _require(cfg.method != "emp" or len(cfg.augmentations) == 1, "emp takes one augmentation recipe (its num_crops is the number of patches)")
-    size = IMAGE_SIZE[cfg.data.dataset]
+    _require(cfg.data.image_size is None or (cfg.data.dataset in RESIZABLE and cfg.data.image_size >= 1),
+             f"data.image_size is a number of pixels, for {' and '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]}")
+    _require(cfg.data.val_path is None or cfg.data.dataset == "custom", "data.val_path is for data.dataset=custom; the others find their test images in train_path")
+    size = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
     for recipe in recipes(cfg):
         _require(recipe.patch_size is None or recipe.patch_size <= size,
                  f"patch_size {recipe.patch_size} is larger than the images of {cfg.data.dataset} ({size})")
@@ -339,7 +347,7 @@ def _check_evaluation(cfg: DictConfig) -> None:
 
 def _count_views(cfg: DictConfig) -> None:
     """Add what solo-learn's constructors are told about data: classes and views; views of the first one's size are large crops."""
-    cfg.data.num_classes = NUM_CLASSES[cfg.data.dataset]
+    cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path)
     made = recipes(cfg)
     cfg.data.num_large_crops = sum(recipe.num_patches for recipe in made if recipe.output_size == made[0].output_size)
     cfg.data.num_small_crops = sum(recipe.num_patches for recipe in made) - cfg.data.num_large_crops

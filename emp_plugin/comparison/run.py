@@ -15,10 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
 from emp_plugin.comparison.report import COLUMNS, write_report
 from emp_plugin.configuration import Probe, check_config, read_config
-from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
-from emp_plugin.runs.probing import probe_checkpoint
+from emp_plugin.runs.probing import load_data, probe_checkpoint
 
 RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
@@ -192,8 +191,7 @@ class Runs:
 
     @cache
     def images(self) -> int:
-        data = self.recipe(self.jobs[0].method).data
-        return len(load_dataset(data.dataset, data.train_path, data.holdout, data.fraction)[0])
+        return len(load_data(self.recipe(self.jobs[0].method).data)[0])
 
     # recipes and their runs
 

@@ -11,11 +11,15 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
+from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet
 from emp_plugin.errors import UserError
 
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
-IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32}
+# None: whatever the folder holds
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet100": 100, "custom": None}
+IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet100": 224, "custom": 224}  # pixels
+RESIZABLE = ("imagenet100", "custom")  # streamed from disk, at data.image_size
+UNLABELLED = ["unlabelled"]  # the one class of a folder without classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
 
 
@@ -30,38 +34,67 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
+    def fetch(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, uint8 (b, 3, H, W)."""
+        return self.images[indices]
+
     def subset(self, indices) -> "ImageData":
         """The images at ``indices``, in that order."""
         indices = torch.as_tensor(indices)
         return replace(self, images=self.images[indices], targets=self.targets[indices])
 
 
-def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fraction: float = -1) -> tuple[ImageData, ImageData]:
-    """Load the training and the evaluation images of a dataset.
+def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fraction: float = -1, val_path: str | None = None,
+                 image_size: int | None = None) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+    """Load the training and the evaluation images of a dataset; the second is None for images without labels.
 
     Args:
-        name: ``digits`` (scikit-learn's, needs no files), ``cifar10`` or ``cifar100``.
-        train_path: folder that holds torchvision's layout or ``train/<class>/*`` and ``test/<class>/*``; downloaded into if empty.
+        name: ``digits`` (scikit-learn's, needs no files), ``cifar10``, ``cifar100``, ``tiny-imagenet`` (in memory), ``imagenet100`` or
+            ``custom`` (decoded when a step asks for them).
+        train_path: CIFAR: torchvision's layout or ``train/<class>/*`` and ``test/<class>/*``; downloaded into if empty. Tiny ImageNet: the folder
+            as distributed. ImageNet-100: ImageNet's, with ``train/<wnid>/*`` and ``val/<wnid>/*``, of which 100 classes are read.
+            Custom: a folder of class folders, or of images without labels.
         holdout: if positive, evaluate on this fraction of the training images (stratified, taken out of training) instead of the
             test images: for choosing settings without looking at the test set.
         fraction: if positive, keep only this (stratified) fraction of the training images.
+        val_path: custom: class folders to evaluate on.
+        image_size: ``imagenet100`` and ``custom``: side in pixels that every image is resized to; None: 224.
 
     Raises:
         UserError: for an unknown name, missing or broken files, or fractions outside (0, 1).
     """
+    if name not in NUM_CLASSES:
+        raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
     if name == "digits":
         train, test = _digits()
-    elif name in CIFAR:
-        if not train_path:
-            raise UserError(f"data.train_path is not set; {name} needs a folder to read from or to download into")
-        train, test = _cifar(name, Path(train_path).expanduser())
+    elif not train_path:
+        raise UserError(f"data.train_path is not set; {name} needs a folder to read from" + (" or to download into" if name in CIFAR else ""))
     else:
-        raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
+        root, size = Path(train_path).expanduser(), image_size or IMAGE_SIZE[name]
+        if name in CIFAR:
+            train, test = _cifar(name, root)
+        elif name == "tiny-imagenet":
+            train, test = _tiny_imagenet(root, size)
+        elif name == "imagenet100":
+            classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
+            train, test = list_folder(root / "train", size, classes), list_folder(root / "val", size, classes)
+        else:
+            train, test = _custom(root, Path(val_path).expanduser() if val_path else None, size, holdout)
     if holdout:
         train, test = _stratified_split(train, holdout, "data.holdout")
     if fraction > 0 and fraction != 1:
         _, train = _stratified_split(train, fraction, "data.fraction")
+    if name == "tiny-imagenet":
+        train, test = (ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes) for split, files in (("train", train), ("val", test)))
     return train, test
+
+
+def count_classes(name: str, train_path: str | None) -> int:
+    """Number of classes of a dataset, of which ``custom`` is the only one that is looked at; 1 without labels."""
+    if NUM_CLASSES[name] is not None:
+        return NUM_CLASSES[name]
+    root = Path(train_path or ".").expanduser()
+    return max(1, len([entry for entry in root.iterdir() if entry.is_dir()])) if root.is_dir() and not _is_flat(root) else 1
 
 
 def _stratified_split(data: ImageData, fraction: float, setting: str) -> tuple[ImageData, ImageData]:
@@ -81,6 +114,36 @@ def _digits() -> tuple[ImageData, ImageData]:
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
     images = F.interpolate(grey, size=32, mode="bilinear").round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     return _stratified_split(ImageData(images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]), 0.2, "test")
+
+
+def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+    if not (root / "train").is_dir():
+        raise UserError(f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set "
+                        f"data.train_path to its folder tiny-imagenet-200. `bash scripts/pretrain/digits/emp.sh` needs no download.")
+    train, test = list_tiny_imagenet(root, size)
+    if len(train.classes) != NUM_CLASSES["tiny-imagenet"]:
+        raise UserError(f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has {NUM_CLASSES['tiny-imagenet']} classes; "
+                        f"for a part of it set data.dataset=custom")
+    return train, test
+
+
+def _custom(root: Path, evaluation: Path | None, size: int, holdout: float) -> tuple[ImageFiles, ImageFiles | None]:
+    if _is_flat(root):
+        if holdout or evaluation:
+            raise UserError(f"{root} holds images without labels: nothing to evaluate on; leave data.holdout and data.val_path out")
+        return list_flat(root, size, UNLABELLED), None
+    train = list_folder(root, size)
+    test = list_folder(evaluation, size) if evaluation else None
+    if test is None and not holdout:
+        raise UserError("data.dataset=custom: set data.val_path to class folders to evaluate on, or data.holdout=0.1 to take a tenth of the training images")
+    if test and test.classes != train.classes:
+        raise UserError(f"{evaluation} and {root} have different class folders: {', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}")
+    return train, test
+
+
+def _is_flat(root: Path) -> bool:
+    """Images lie in the folder itself: there are no labels."""
+    return root.is_dir() and bool(image_paths(root, below=False))
 
 
 def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:

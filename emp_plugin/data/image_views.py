@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from emp_plugin.data.datasets import ImageData
+from emp_plugin.data.files import ImageFiles
 from emp_plugin.solo_learn.transforms import solo_transform
 from emp_plugin.transforms import MultiPatchTransform, PatchRecipe
 
@@ -19,7 +20,7 @@ def image_transform(recipe: PatchRecipe) -> Callable[[Image.Image], list[Tensor]
 
 
 class ImageViews(Dataset):
-    """Views of images in memory, fetched a whole step at a time: a list of tensors (b, 3, s, s), float and normalised.
+    """Views of images, fetched a whole step at a time: a list of tensors (b, 3, s, s), float and normalised.
 
     An image's views depend on the number that ``seed_of`` gives for its place alone, whoever fetches it.
 
@@ -29,7 +30,7 @@ class ImageViews(Dataset):
         seed_of: (step, place in its indices) -> seed.
     """
 
-    def __init__(self, data: ImageData, recipes: list[PatchRecipe], seed_of: Callable[..., int]):
+    def __init__(self, data: ImageData | ImageFiles, recipes: list[PatchRecipe], seed_of: Callable[..., int]):
         self.data, self.seed_of = data, seed_of
         self.transforms = [image_transform(recipe) for recipe in recipes]
 
@@ -39,12 +40,12 @@ class ImageViews(Dataset):
     def views(self, step) -> list[Tensor]:
         made = []
         with _restored_random_state():
-            for place, index in enumerate(step.indices):
+            for place, image in enumerate(self.data.fetch(step.indices)):
                 seed = self.seed_of(step, place)
                 torch.default_generator.manual_seed(seed)  # solo-learn's transforms draw from both
                 random.seed(seed)
-                image = Image.fromarray(self.data.images[index].permute(1, 2, 0).numpy())
-                made.append([view for transform in self.transforms for view in transform(image)])
+                picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+                made.append([view for transform in self.transforms for view in transform(picture)])
         return [torch.stack(views) for views in zip(*made)]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emp_plugin.data.datasets import ImageData
+from emp_plugin.data.files import ImageFiles
 from emp_plugin.data.image_views import ImageViews
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
@@ -72,22 +73,22 @@ class StepSampler:
 
 
 class StepDataset(Dataset):
-    """Images in memory, fetched a whole :class:`Step` at a time."""
+    """Images fetched a whole :class:`Step` at a time."""
 
-    def __init__(self, data: ImageData):
+    def __init__(self, data: ImageData | ImageFiles):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, step: Step) -> Batch:
-        return Batch(step, self.data.images[step.indices], self.data.targets[step.indices])
+        return Batch(step, self.data.fetch(step.indices), self.data.targets[step.indices])
 
 
 class ViewDataset(ImageViews):
     """As :class:`StepDataset`, with views made of PIL images in the place of uint8 images."""
 
-    def __init__(self, data: ImageData, views: list[BatchMultiPatch], seed: int):
+    def __init__(self, data: ImageData | ImageFiles, views: list[BatchMultiPatch], seed: int):
         super().__init__(data, [view.recipe for view in views],
                          lambda step, place: generator(seed, VIEWS, step.epoch, step.step, step.start + place).initial_seed())
 
@@ -96,16 +97,17 @@ class ViewDataset(ImageViews):
 
 
 class EvaluationDataset(Dataset):
-    """Images in memory for validation: (uint8 image, label) pairs, fetched by the batch."""
+    """Images for validation and features: (uint8 image, label) pairs, fetched by the batch."""
 
-    def __init__(self, data: ImageData):
+    def __init__(self, data: ImageData | ImageFiles):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.data.images[indices], self.data.targets[indices]
+        indices = torch.as_tensor(indices)
+        return self.data.fetch(indices), self.data.targets[indices]
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -125,13 +127,13 @@ class PretrainData(pl.LightningDataModule):
         views: one on-device transform per augmentation recipe.
         batch_size: images per step of one process.
         seed: of the order and of the augmentations.
-        num_workers: DataLoader processes; none are needed for images in memory.
+        num_workers: DataLoader processes; images in memory need none, images on disk are decoded there.
         stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
         on_device: make the views where the model is; otherwise of PIL images, where the batch is fetched.
     """
 
-    def __init__(self, train: ImageData, validation: ImageData | None, views: list[BatchMultiPatch], batch_size: int, seed: int, num_workers: int = 0,
-                 stacked: bool = False, on_device: bool = True):
+    def __init__(self, train: ImageData | ImageFiles, validation: ImageData | ImageFiles | None, views: list[BatchMultiPatch], batch_size: int,
+                 seed: int, num_workers: int = 0, stacked: bool = False, on_device: bool = True):
         super().__init__()
         self.on_device = on_device
         self.train, self.validation = train, validation
@@ -185,6 +187,13 @@ class PretrainData(pl.LightningDataModule):
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
         made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
         return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
+
+
+def in_order(data: ImageData | ImageFiles, batch_size: int, num_workers: int = 0) -> Iterator[Tensor]:
+    """All images of a dataset in its order, uint8 (b, 3, H, W) at a time."""
+    loader = DataLoader(EvaluationDataset(data), batch_size, collate_fn=as_it_is, num_workers=num_workers, worker_init_fn=ignore_signals,
+                        pin_memory=torch.cuda.is_available())
+    return (images for images, _ in loader)
 
 
 def ignore_signals(worker: int) -> None:

@@ -7,14 +7,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from emp_plugin.data import ImageData
+from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.evaluation.features import Features, extract_features, pixel_features
 from emp_plugin.evaluation.probes import knn_probe, linear_probe
 from emp_plugin.transforms import PatchRecipe
 
 
-def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData, test: ImageData, recipe: PatchRecipe, settings: DictConfig,
-             seed: int, bf16: bool) -> Iterator[dict[str, Any]]:
+def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData | ImageFiles, test: ImageData | ImageFiles, recipe: PatchRecipe,
+             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0) -> Iterator[dict[str, Any]]:
     """Probe the features of a trained method beside those of the untrained one and raw pixels, the quickest first.
 
     Args:
@@ -25,6 +25,7 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         settings: the configuration's ``evaluation``; without its ``references`` only the trained method is probed.
         seed: of the patches.
         bf16: run the networks under bfloat16 autocast.
+        num_workers: processes that decode images on disk.
 
     Yields:
         One row (dict) per model, feature, view and probe: ``model, features, view, probe, top1, top5`` (percent) and ``seconds``.
@@ -33,12 +34,13 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
     models = [(name, trained)]
     if settings.references:
         models.append(("untrained", untrained))
-        pixels = pixel_features(train, recipe), pixel_features(test, recipe)
+        pixels = pixel_features(train, recipe, num_workers), pixel_features(test, recipe, num_workers)
         yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
     for view in settings.views:
         for model, method in models:
             began = time.perf_counter()
-            features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16, f"{model}, {view}, {split}")
+            features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16,
+                                         f"{model}, {view}, {split}", num_workers)
                         for split, data in (("train", train), ("test", test))]
             label = f"bag of {settings.bag_patches}" if view == "bag" else view
             yield from _probe(model, label, *features, len(train.classes), settings, time.perf_counter() - began, device)

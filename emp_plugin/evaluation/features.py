@@ -1,18 +1,21 @@
 """Features of a dataset: of whole images, or bags of features (the mean over many patches; arXiv 2304.03977)."""
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
 from rich.progress import track
+from torch import Tensor, nn
 
-from emp_plugin.data import ImageData, generator, normalise
+from emp_plugin.data import ImageData, ImageFiles, generator, in_order, normalise
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.transforms import BatchMultiPatch, PatchRecipe
 
 BAG = 2  # random stream of the evaluation's patches; 0 and 1 are training's
 IMAGES_PER_DRAW = 100  # patches are drawn for this many images at a time, whatever fits the memory, so that they never depend on it
-FORWARD = 2000  # images or patches in one forward pass
+FORWARD_PIXELS = 2000 * 32 * 32  # of the images or patches in one forward pass
+PIXEL_FEATURES_SIDE = 32  # larger images are averaged down to this before their pixels are features
 
 
 class Features(NamedTuple):
@@ -29,13 +32,13 @@ def feature_function(method: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]
     return lambda x: {"backbone": backbone_of(method)(x.contiguous(memory_format=torch.channels_last))}
 
 
-def extract_features(method: nn.Module, data: ImageData, recipe: PatchRecipe, view: str = "whole", num_patches: int = 128,
-                     augmented: bool = True, seed: int = 0, bf16: bool = False, description: str = "features") -> Features:
+def extract_features(method: nn.Module, data: ImageData | ImageFiles, recipe: PatchRecipe, view: str = "whole", num_patches: int = 128,
+                     augmented: bool = True, seed: int = 0, bf16: bool = False, description: str = "features", num_workers: int = 0) -> Features:
     """Features and labels of a dataset under a method in evaluation mode, on the device the method is on.
 
     Args:
         method: a solo-learn method (or any module :func:`feature_function` understands).
-        data: images in memory.
+        data: images.
         recipe: gives the normalisation and, for bags, the patches.
         view: ``whole`` (the image as it is) or ``bag`` (mean over ``num_patches`` patches).
         num_patches: patches of a bag.
@@ -43,6 +46,7 @@ def extract_features(method: nn.Module, data: ImageData, recipe: PatchRecipe, vi
         seed: of the bag's patches, which depend on it and on the image's place in the dataset alone.
         bf16: run the network under bfloat16 autocast.
         description: label of the progress bar.
+        num_workers: processes that decode images on disk.
 
     Raises:
         ValueError: for an unknown view.
@@ -52,18 +56,20 @@ def extract_features(method: nn.Module, data: ImageData, recipe: PatchRecipe, vi
     device = next(method.parameters()).device
     function = feature_function(method)
     patches = BatchMultiPatch.from_recipe((recipe if augmented else recipe.plain()).with_patches(num_patches))
-    step = FORWARD if view == "whole" else IMAGES_PER_DRAW
+    side = data.fetch(torch.tensor([0])).shape[-1]
+    step = max(1, FORWARD_PIXELS // side**2) if view == "whole" else IMAGES_PER_DRAW
     chunks: list[dict[str, Tensor]] = []
     was_training = method.training
     method.eval()
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            for start in track(range(0, len(data), step), description=description, transient=True):
-                images = data.images[start:start + step].to(device, non_blocking=True)
+            batches = track(in_order(data, step, num_workers), total=math.ceil(len(data) / step), description=description, transient=True)
+            for number, images in enumerate(batches):
+                images = images.to(device, non_blocking=True)
                 if view == "whole":
                     out = {name: x.float() for name, x in function(normalise(images, recipe.mean, recipe.std)).items()}
                 else:
-                    out = _bag(function, images, patches, generator(seed, BAG, start))
+                    out = _bag(function, images, patches, generator(seed, BAG, number * step))
                 chunks.append({name: x.cpu() for name, x in out.items()})
     finally:
         method.train(was_training)
@@ -75,7 +81,7 @@ def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: to
     b, n = len(images), patches.recipe.num_patches
     parameters = patches.sample(b, *images.shape[-2:], draws)
     total: dict[str, Tensor] = {}
-    at_once = max(1, FORWARD // b)
+    at_once = max(1, FORWARD_PIXELS // patches.recipe.output_size**2 // b)
     for first in range(0, n, at_once):
         made = patches.make(images, parameters.select(patches=slice(first, first + at_once)))
         for name, x in function(made.flatten(0, 1)).items():
@@ -84,6 +90,10 @@ def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: to
     return {name: x / n for name, x in total.items()}
 
 
-def pixel_features(data: ImageData, recipe: PatchRecipe) -> Features:
-    """The normalised pixels themselves (N, 3 H W): what any features have to beat."""
-    return Features({"pixels": normalise(data.images, recipe.mean, recipe.std).flatten(1)}, data.targets)
+def pixel_features(data: ImageData | ImageFiles, recipe: PatchRecipe, num_workers: int = 0) -> Features:
+    """The normalised pixels themselves (N, 3 s s): what any features have to beat. Large images are averaged down to 32x32 first."""
+    chunks = []
+    for images in in_order(data, IMAGES_PER_DRAW, num_workers):
+        x = normalise(images, recipe.mean, recipe.std)
+        chunks.append((F.adaptive_avg_pool2d(x, PIXEL_FEATURES_SIDE) if x.shape[-1] > PIXEL_FEATURES_SIDE else x).flatten(1))
+    return Features({"pixels": torch.cat(chunks)}, data.targets)

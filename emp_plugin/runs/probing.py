@@ -11,12 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from emp_plugin.configuration import recipes
-from emp_plugin.data import ImageData, load_dataset
+from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import evaluate
 from emp_plugin.runs.callbacks import CONFIG_KEY
 from emp_plugin.runs.folder import write_rows
 from emp_plugin.solo_learn import build_method, pl
+
+
+def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+    """The images of a configuration's ``data``; see :func:`load_dataset`."""
+    return load_dataset(data.dataset, data.train_path, data.holdout, data.fraction, data.get("val_path"), data.get("image_size"))
 
 
 def fresh_method(cfg: DictConfig) -> pl.LightningModule:
@@ -78,7 +83,9 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     dataset = probe.data.dataset or cfg.data.dataset
     given = {key: value for key, value in probe.data.items() if value is not None}
     data = OmegaConf.merge(cfg.data, given)  # what is not given is the checkpoint's, its hold-out included
-    train, test = load_dataset(dataset, data.train_path, data.holdout, data.fraction)
+    train, test = load_data(data)
+    if test is None:
+        raise UserError(f"{data.train_path} holds images without labels: there is nothing to probe")
     device = torch.device("cuda" if probe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
     path = Path(probe.pretrained_feature_extractor).expanduser()
@@ -90,15 +97,15 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData, test: ImageData, device: torch.device,
-                 out: Path) -> list[dict[str, Any]]:
+def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData | ImageFiles,
+                 test: ImageData | ImageFiles, device: torch.device, out: Path) -> list[dict[str, Any]]:
     """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
 
     ``out`` is a CSV file of the rows so far, so that an evaluation cut short leaves what it has.
     """
     rows = []
     for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
-                        bf16="bf16" in str(cfg.get("precision", "32"))):
+                        bf16="bf16" in str(cfg.get("precision", "32")), num_workers=cfg.data.num_workers):
         rows.append(row)
         write_rows(out, row, rows)
         print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}: {row['top1']:.2f}", flush=True)

@@ -10,14 +10,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.configuration import recipes, trainer_arguments
-from emp_plugin.data import ImageData, PretrainData, load_dataset, make_views
+from emp_plugin.data import ImageData, ImageFiles, PretrainData, make_views
 from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
 from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import AtomicCheckpointIO, Checkpoints, Progress, StopOnBrokenLoss
 from emp_plugin.runs.folder import SUMMARY, checkpoints_in, claim, new_folder, unfinished_folder, versions, write_text
 from emp_plugin.runs.metrics import MetricsCSV
-from emp_plugin.runs.probing import evaluate_run, fresh_method, load_method, print_table
+from emp_plugin.runs.probing import evaluate_run, fresh_method, load_data, load_method, print_table
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -28,7 +28,7 @@ def pretrain(cfg: DictConfig) -> Path:
     Raises:
         UserError: for data, settings or hardware that cannot work, and for a loss that is not finite.
     """
-    train, test = load_dataset(cfg.data.dataset, cfg.data.train_path, cfg.data.holdout, cfg.data.fraction)
+    train, test = load_data(cfg.data)
     resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
     folder = unfinished_folder(cfg) if resuming else None
     checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
@@ -52,8 +52,8 @@ def pretrain(cfg: DictConfig) -> Path:
     return folder
 
 
-def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData, test: ImageData, folder: Path,
-        checkpoint: str | Path | None) -> float:
+def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData | ImageFiles,
+        test: ImageData | ImageFiles | None, folder: Path, checkpoint: str | Path | None) -> float:
     """Train the model, from the checkpoint if there is one; returns the seconds of training, those before the checkpoint included."""
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     data = PretrainData(train, test, views, cfg.optimizer.batch_size, cfg.seed, cfg.data.num_workers, stacked=cfg.method == "emp",
@@ -74,11 +74,14 @@ def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: 
     return timer.time_elapsed("train")
 
 
-def summarise(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData, test: ImageData, folder: Path, trained: float) -> None:
+def summarise(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: ImageData | ImageFiles,
+              test: ImageData | ImageFiles | None, folder: Path, trained: float) -> None:
     """Evaluate a trained model and leave evaluation.csv, curves.png and, last, summary.json: the sign that a run is finished."""
     began = time.perf_counter()
     device = trainer.strategy.root_device
-    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled else []
+    if cfg.evaluation.enabled and test is None:
+        print("these images have no labels: no probes; evaluate the checkpoint on a dataset that has them with scripts/linear")
+    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv") if cfg.evaluation.enabled and test is not None else []
     images = trainer.global_step * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * trainer.world_size
     patches = images * sum(recipe.num_patches for recipe in recipes(cfg))
     summary = {
@@ -155,9 +158,10 @@ def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
     return loggers
 
 
-def draw_first_patches(cfg: DictConfig, train: ImageData, folder: Path) -> None:
+def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, folder: Path) -> None:
     """patches.png: the first image of the training set, cut and augmented by the run's recipes."""
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
-    made = make_views(views, train.images[:1], Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
+    image = train.fetch(torch.tensor([0]))
+    made = make_views(views, image, Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
     patches = torch.cat([view[:, 0] for view in made])
-    pictures.draw_patches(train.images[0], patches, views[0].recipe, folder / "patches.png")
+    pictures.draw_patches(image[0], patches, views[0].recipe, folder / "patches.png")

@@ -103,7 +103,7 @@ class PatchRecipe:
             )
 
 
-# What an entry may hold: solo-learn's keys, and our extras (patch_size, scale, interpolation, rrc.ratio, gaussian_blur.sigma,
+# What an entry may hold: solo-learn's keys, and our extras (patch_size, scale, ratio, interpolation, rrc.ratio, gaussian_blur.sigma,
 # mean, std). A name stands for a plain value, a tuple of names for a nested group.
 _GROUPS = {
     "rrc": ("enabled", "crop_min_scale", "crop_max_scale", "ratio"),
@@ -114,7 +114,7 @@ _GROUPS = {
     "equalization": ("enabled", "prob"),
     "horizontal_flip": ("enabled", "prob"),
 }
-_VALUES = ("crop_size", "num_crops", "patch_size", "scale", "interpolation", "mean", "std")
+_VALUES = ("crop_size", "num_crops", "patch_size", "scale", "ratio", "interpolation", "mean", "std")
 
 
 def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
@@ -127,8 +127,8 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
 
     Args:
         entry: nested mapping with the keys ``rrc, color_jitter, grayscale, gaussian_blur, solarization, equalization,
-            horizontal_flip, crop_size, num_crops``, and our ``patch_size, scale (of square patches), interpolation, mean, std, rrc.ratio,
-            gaussian_blur.sigma``.
+            horizontal_flip, crop_size, num_crops``, and our ``patch_size``, ``scale`` (of patches by their share of the image)
+            and their ``ratio`` (default: square), ``interpolation, mean, std, rrc.ratio, gaussian_blur.sigma``.
 
     Raises:
         ValueError: for unknown keys (all are named), for ``equalization.prob`` above 0, for a group with ``enabled`` false and a ``prob``
@@ -144,7 +144,7 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
         raise ValueError("equalization is not part of the batched pipeline: set equalization.prob to 0")
     patch_size, patch_scale = entry.get("patch_size"), entry.get("scale")
     if patch_scale is not None and (patch_size is not None or rrc.get("enabled", False)):
-        raise ValueError("scale draws square patches by their share of the image: set patch_size to null and leave rrc out")
+        raise ValueError("scale draws patches by their share of the image: set patch_size to null and leave rrc out")
     if rrc.get("enabled", False):
         if patch_size is not None:
             raise ValueError(
@@ -154,7 +154,7 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
         scale = (rrc.get("crop_min_scale", 0.08), rrc.get("crop_max_scale", 1.0))
         ratio = rrc.get("ratio", (3 / 4, 4 / 3))
     else:
-        scale, ratio = (1.0, 1.0) if patch_scale is None else patch_scale, (1.0, 1.0)
+        scale, ratio = (1.0, 1.0) if patch_scale is None else patch_scale, entry.get("ratio") or (1.0, 1.0)
     return PatchRecipe(
         num_patches=entry.get("num_crops", 1),
         patch_size=patch_size,

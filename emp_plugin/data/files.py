@@ -1,0 +1,141 @@
+"""Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+from torch import Tensor
+
+from emp_plugin.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images on disk, used as :class:`ImageData` is.
+
+    Args:
+        paths: bytes array (N,); an array, because worker processes would each come to hold a copy of a list.
+        targets: int64 (N,).
+        classes: names of the classes.
+        size: side of the square, in pixels, that every image becomes (:func:`read_image`).
+    """
+
+    paths: np.ndarray
+    targets: Tensor
+    classes: list[str]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, uint8 (b, 3, size, size). Raises UserError for a file that is no image."""
+        return torch.stack([read_image(os.fsdecode(path), self.size) for path in self.paths[np.asarray(indices)]])
+
+    def subset(self, indices: Tensor) -> "ImageFiles":
+        """The images at ``indices``, in that order."""
+        indices = np.asarray(indices)
+        return replace(self, paths=self.paths[indices], targets=self.targets[torch.as_tensor(indices)])
+
+    def read_all(self, description: str) -> Tensor:
+        """All images at once, uint8 (N, 3, size, size), with a progress bar."""
+        images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
+            decoded = pool.map(lambda path: read_image(os.fsdecode(path), self.size), self.paths)
+            for i, image in enumerate(track(decoded, total=len(self), description=description, transient=True)):
+                images[i] = image
+        return images
+
+
+def read_image(path: str | Path, size: int) -> Tensor:
+    """An image file as uint8 (3, size, size): converted to RGB, the shorter side resized to ``size``, the middle of the longer one.
+
+    16-bit grey keeps its upper 8 bits, transparency is dropped.
+
+    Raises:
+        UserError: naming a file that is missing, cut off or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            file.draft("RGB", (size, size))  # a large JPEG is decoded at a half, a quarter or an eighth, never below this size
+            image = to_rgb(file)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+    width, height = image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB; Pillow itself would cut 16-bit grey off at 255 instead of scaling it."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> ImageFiles:
+    """``folder/<class>/**`` with labels, in the order of the classes' names.
+
+    Args:
+        folder: one folder per class.
+        size: see :class:`ImageFiles`.
+        classes: only these folders; the others are left alone.
+
+    Raises:
+        UserError: for missing or empty class folders.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    names = sorted(classes) if classes else sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of {len(names)} class folders, the first is {missing[0]}")
+    paths, targets = [], []
+    for label, name in enumerate(names):
+        found = image_paths(folder / name)
+        if not found:
+            raise UserError(f"{folder / name}: no images in this class folder; fill or remove it")
+        paths += found
+        targets += [label] * len(found)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size)
+
+
+def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
+    """All images in ``folder`` and below as one class, of the name in ``classes``."""
+    paths = image_paths(folder)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.zeros(len(paths), dtype=torch.long), classes, size)
+
+
+def image_paths(folder: Path, below: bool = True) -> list[bytes]:
+    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted."""
+    known = Image.registered_extensions()
+    levels = os.walk(folder) if below else itertools.islice(os.walk(folder), 1)
+    return sorted(os.fsencode(os.path.join(parent, name)) for parent, _, names in levels for name in names
+                  if os.path.splitext(name)[1].lower() in known)
+
+
+def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+    """Tiny ImageNet as it is distributed: ``train/<wnid>/images/*``, and ``val/images`` whose labels are in ``val_annotations.txt``.
+
+    Raises:
+        UserError: if one of these is missing or does not fit the others.
+    """
+    train = list_folder(root / "train", size)
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise UserError(f"{annotations} is missing; the archive tiny-imagenet-200.zip holds it")
+    label = {name: i for i, name in enumerate(train.classes)}
+    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line.strip()]
+    strange = [row for row in rows if len(row) < 2 or row[1] not in label]
+    if strange or not rows:
+        raise UserError(f"{annotations}: expected lines of <file> TAB <class of train/>, got {strange[0] if strange else 'none'}")
+    paths = [os.fsencode(root / "val" / "images" / name) for name, _ in rows]
+    return train, ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor([label[name] for _, name in rows]), train.classes, size)

@@ -1,0 +1,88 @@
+"""Weights that leave the project: a backbone as safetensors, with what is needed to rebuild and feed it."""
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from emp_plugin.configuration import recipes
+from emp_plugin.data import normalise
+from emp_plugin.errors import UserError
+from emp_plugin.runs.folder import versions
+from emp_plugin.runs.probing import fresh_method, load_method
+from emp_plugin.solo_learn import backbone_of
+
+KEY = "emp_plugin"  # of the JSON in the file's metadata
+
+
+class Backbone(nn.Module):
+    """A trained backbone in evaluation mode that takes images as they are.
+
+    Attributes:
+        network: the backbone itself, for normalised images.
+        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch recipe, versions, and the run's configuration.
+    """
+
+    def __init__(self, network: nn.Module, settings: dict[str, Any]):
+        super().__init__()
+        self.network, self.settings = network, settings
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (b, f) of uint8 images (b, 3, H, W).
+
+        Raises:
+            ValueError: for anything but such images.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 (b, 3, H, W), got {images.dtype} {tuple(images.shape)}; for normalised ones use .network")
+        return self.network(normalise(images, self.settings["mean"], self.settings["std"]))
+
+
+def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
+    """Write the backbone of a run's checkpoint as safetensors, under the names of its own parameters; returns the path.
+
+    Raises:
+        UserError: for a checkpoint that cannot be read, or a file that cannot be written.
+    """
+    method, cfg, contents = load_method(checkpoint)
+    recipe = asdict(recipes(cfg)[0])
+    settings = {"architecture": cfg.backbone.name, "stem_padding": cfg.backbone.stem_padding, "mean": recipe["mean"], "std": recipe["std"],
+                "recipe": recipe, "method": cfg.method, "dataset": cfg.data.dataset, "epochs": contents["epoch"] + 1, "steps": contents["global_step"],
+                "versions": versions(), "config": OmegaConf.to_container(cfg)}
+    weights = {name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()}
+    out = Path(out).expanduser()
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        save_file(weights, temporary, metadata={KEY: json.dumps(settings), "format": "pt"})
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out}: {error}") from error
+    return out
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """Rebuild the backbone that :func:`export_backbone` wrote, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: for a file that is missing, broken or not of this project.
+    """
+    try:
+        with safe_open(Path(path).expanduser(), "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error})") from error
+    if KEY not in metadata:
+        raise UserError(f"{path} was not written by emp_plugin: it does not say how its backbone is built")
+    settings = json.loads(metadata[KEY])
+    network = backbone_of(fresh_method(OmegaConf.create(settings["config"])))
+    network.load_state_dict(weights)
+    return Backbone(network, settings)

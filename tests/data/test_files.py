@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emp_plugin.data.files import ImageFiles, list_flat, list_folder, list_tiny_imagenet, read_image
+from emp_plugin.errors import UserError
+
+
+def picture(path, size=(12, 8), mode="RGB", seed=0):
+    """An image file of random pixels; its pixels as RGB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
+    Image.fromarray(pixels, mode).save(path)
+    return pixels
+
+
+def test_the_middle_square_of_an_image(tmp_path):
+    pixels = picture(tmp_path / "a.png", (12, 8))
+    assert torch.equal(read_image(tmp_path / "a.png", 8), torch.from_numpy(pixels[:, 2:10]).permute(2, 0, 1))
+    assert read_image(tmp_path / "a.png", 20).shape == (3, 20, 20)
+    large = picture(tmp_path / "b.png", (64, 96))
+    mean = torch.from_numpy(large[16:80]).double().unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean((1, 3)).permute(2, 0, 1)
+    assert (read_image(tmp_path / "b.png", 8).double() - mean).abs().mean() < 20  # smoothed, where skipping pixels would leave noise (60)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    picture(tmp_path / "a.tiff", (8, 8), mode)
+    with Image.open(tmp_path / "a.tiff") as file:
+        expected = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "a.tiff", 8), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png", 8)[0], torch.from_numpy((values >> 8).astype(np.uint8)))
+
+
+def test_palette_images_become_rgb(tmp_path):
+    Image.new("RGB", (8, 8), (255, 0, 0)).quantize(4).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 8)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name, content", [("a.png", b"text"), ("a.jpg", b""), ("a.png", "cut")])
+def test_a_broken_file_is_named(tmp_path, name, content):
+    if content == "cut":
+        picture(tmp_path / name, (50, 50))
+        content = (tmp_path / name).read_bytes()[:500]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        read_image(tmp_path / name, 8)
+
+
+def test_folders_are_classes(tmp_path):
+    for i, name in enumerate(("cat/1.png", "cat/2.PNG", "cat/notes.txt", "ant/deep/3.jpg", "zebra/4.bmp")):
+        picture(tmp_path / name, seed=i) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
+    files = list_folder(tmp_path, 8)
+    assert files.classes == ["ant", "cat", "zebra"] and files.targets.tolist() == [0, 1, 1, 2] and len(files) == 4
+    assert torch.equal(files.fetch(torch.tensor([2, 1]))[1], read_image(tmp_path / "cat" / "1.png", 8))
+    assert list_folder(tmp_path, 8, ["zebra", "cat"]).classes == ["cat", "zebra"]
+    assert files.subset(torch.tensor([3, 0])).targets.tolist() == [2, 0]
+    assert torch.equal(files.read_all("reading"), files.fetch(torch.arange(4)))
+    with pytest.raises(UserError, match="lacks 1 of 2 class folders, the first is dog"):
+        list_folder(tmp_path, 8, ["cat", "dog"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no images"):
+        list_folder(tmp_path, 8)
+
+
+def test_a_flat_folder_is_one_class(tmp_path):
+    picture(tmp_path / "x" / "1.png"), picture(tmp_path / "2.png")
+    files = list_flat(tmp_path, 8, ["all"])
+    assert len(files) == 2 and files.classes == ["all"] and files.targets.tolist() == [0, 0]
+
+
+def test_tiny_imagenet_as_distributed(tmp_path):
+    for name in ("n02", "n01"):
+        picture(tmp_path / "train" / name / "images" / f"{name}_0.JPEG", (64, 64))
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("n02_0.JPEG\t0\t0\t9\t9\n")
+    for i in range(3):
+        picture(tmp_path / "val" / "images" / f"val_{i}.JPEG", (64, 64), seed=i)
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("val_0.JPEG\tn02\t0\t32\t44\t62\nval_2.JPEG\tn01\t5\t5\t9\t9\nval_1.JPEG\tn02\t0\t0\t1\t1\n")
+    train, test = list_tiny_imagenet(tmp_path, 64)
+    assert isinstance(train, ImageFiles) and train.targets.tolist() == [0, 1]
+    assert test.targets.tolist() == [1, 0, 1] and torch.equal(test.fetch(torch.tensor([1]))[0], read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64))
+    annotations.write_text("val_0.JPEG\tn99\n")
+    with pytest.raises(UserError, match="n99"):
+        list_tiny_imagenet(tmp_path, 64)
+    annotations.unlink()
+    with pytest.raises(UserError, match="val_annotations.txt is missing"):
+        list_tiny_imagenet(tmp_path, 64)

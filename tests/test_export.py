@@ -1,0 +1,60 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import emp_plugin
+from emp_plugin import main_export, main_pretrain
+from emp_plugin.data import load_dataset, normalise
+from emp_plugin.runs.probing import load_method
+from emp_plugin.solo_learn import backbone_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    settings = ["precision=32", "data.num_patches=2", "optimizer.batch_size=16", "method_kwargs.embedding_dim=0", "method_kwargs.proj_hidden_dim=16",
+                "method_kwargs.proj_output_dim=16", "data.fraction=0.03", "limit_val_batches=0", "evaluation.enabled=False", "accelerator=cpu",
+                "enable_progress_bar=False", "max_epochs=2", f"checkpoint.dir={folder}"]
+    assert main_pretrain.main(["--config-path", str(ROOT / "scripts" / "pretrain"), "--config-name", "digits/emp", *settings]) == 0
+    (path,) = folder.glob("emp/*/last.ckpt")
+    return path
+
+
+def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
+    assert main_export.main([str(checkpoint)]) == 0
+    out = checkpoint.with_name("backbone.safetensors")
+    assert str(out) in capsys.readouterr().out
+    backbone = emp_plugin.load_backbone(out)
+    images = load_dataset("digits", None)[1].images[:20]
+    method = load_method(checkpoint)[0].eval()
+    with torch.no_grad():
+        expected = backbone_of(method)(normalise(images, (0.5,) * 3, (0.5,) * 3))
+        torch.testing.assert_close(backbone(images), expected, atol=1e-6, rtol=1e-5)
+    assert not backbone.training and backbone.settings["architecture"] == "resnet18" and backbone.settings["stem_padding"] == 1
+    assert (backbone.settings["epochs"], backbone.settings["method"], backbone.settings["dataset"]) == (2, "emp", "digits")
+    assert backbone.settings["recipe"]["patch_size"] == 16 and json.dumps(backbone.settings["versions"])
+    with pytest.raises(ValueError, match="uint8"):
+        backbone(images.float())
+    assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
+
+
+def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys):
+    assert main_export.main([str(checkpoint), str(tmp_path / "missing" / "out.safetensors")]) == 1
+    assert main_export.main([str(tmp_path / "none.ckpt")]) == 1
+    assert "cannot write" in (errors := capsys.readouterr().err) and "is not a file" in errors and not list(tmp_path.iterdir())
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "broken.safetensors").write_text("no")
+    for name in ("foreign", "broken", "none"):
+        with pytest.raises(emp_plugin.errors.UserError, match=name):
+            emp_plugin.load_backbone(tmp_path / f"{name}.safetensors")
+
+
+def test_the_script(checkpoint, tmp_path):
+    subprocess.run(["bash", str(ROOT / "scripts" / "export.sh"), str(checkpoint), str(tmp_path / "out.safetensors")], check=True, capture_output=True)
+    assert emp_plugin.load_backbone(tmp_path / "out.safetensors").settings["steps"] > 0
