@@ -38,10 +38,10 @@ def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
         UserError: for settings that a recipe refuses (before anything is trained), or when interrupted.
     """
     results = Path(cfg.results_dir).expanduser()
-    if not cfg.report_only:
-        comparison = Runs(cfg, Path(config_path).expanduser().parent / "pretrain", [*cfg.overrides, *overrides])
-        comparison.train_all()
-    write_report(results / RESULTS, results, list(cfg.thresholds))
+    if cfg.report_only:
+        write_report(results / RESULTS, results, list(cfg.thresholds))
+    else:
+        Runs(cfg, Path(config_path).expanduser().parent / "pretrain", [*cfg.overrides, *overrides]).train_all()
     print(f"results: {results}")
 
 
@@ -52,6 +52,7 @@ class Runs:
         self.cfg, self.recipes, self.overrides = cfg, recipes, overrides
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
+        self.processes = 0  # started
         for method in dict.fromkeys(job.method for job in self.jobs):
             self.recipe(method)  # a mistake in the settings is found before anything is trained
         ours = [item for item in self.overrides if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
@@ -71,17 +72,24 @@ class Runs:
             done = [job for job in rows if job.seed == seed and "error" not in rows[job][0]]
             if done and not self.has_references(seed, rows):  # all runs were there, and those with the references are not among them
                 self.do(done[0], rows, references=True, again=True)
+        self.write(rows)
 
     def has_references(self, seed: int, rows: dict[Job, list[dict[str, Any]]]) -> bool:
         return any(row["method"] in REFERENCES and row["seed"] == seed for done in rows.values() for row in done)
 
     def do(self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool) -> None:
-        """Bring one job to its end, and the files of the comparison up to date."""
+        """Bring one job to its end, and the files of the comparison up to date if there was something to do."""
+        before = self.processes
         try:
             rows[job] = self.rows_of(job, references, again)
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
             rows[job] = [self.row(job, error=str(failure))]
+        if self.processes > before:
+            self.write(rows)
+
+    def write(self, rows: dict[Job, list[dict[str, Any]]]) -> None:
+        """The CSV of all rows so far, and what is made from it."""
         table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
         twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe"])
         write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
@@ -201,8 +209,8 @@ class Runs:
         return read_config(str(self.recipes), f"{self.cfg.recipes}/{method}", [*self.overrides_of(method), *overrides])
 
     def overrides_of(self, method: str) -> list[str]:
-        prefixes = {f"{job.method}." for job in self.jobs} | {f"{method}."}
-        general = [item for item in self.overrides if not item.startswith(tuple(prefixes))]
+        methods = tuple(f"{path.stem}." for path in (self.recipes / self.cfg.recipes).glob("*.yaml"))
+        general = [item for item in self.overrides if not item.startswith(methods)]
         return general + [item.removeprefix(f"{method}.") for item in self.overrides if item.startswith(f"{method}.")]
 
     def finished(self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False) -> Path | None:
@@ -225,6 +233,7 @@ class Runs:
 
     def train(self, method: str, recipe: DictConfig, overrides: tuple[str, ...], place: str, kept: list[str] | None = None) -> Path:
         """Run the ordinary pretraining and return its folder. Raises RunFailed with the reason."""
+        self.processes += 1
         reason = run_process([sys.executable, "-m", "emp_plugin.main_pretrain", "--config-path", str(self.recipes), "--config-name",
                               f"{self.cfg.recipes}/{method}", *self.overrides_of(method), *overrides, f"checkpoint.dir={self.results / place}",
                               "auto_resume.enabled=True", "auto_resume.max_hours=1e6"])
@@ -246,17 +255,16 @@ def run_process(command: list[str]) -> str | None:
     Raises:
         UserError: after Ctrl-C, when the command has ended too.
     """
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     tail = b""
     try:
-        while part := process.stderr.read1(4096):
-            sys.stderr.buffer.write(part)
-            sys.stderr.flush()
-            tail = (tail + part)[-4000:]
-        status = process.wait()
-    except KeyboardInterrupt as error:  # the command has got the signal too
-        process.wait()
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:  # leaving it waits for the end, after Ctrl-C too, which both get
+            while part := process.stderr.read1(4096):
+                sys.stderr.buffer.write(part)
+                sys.stderr.flush()
+                tail = (tail + part)[-4000:]
+    except KeyboardInterrupt as error:
         raise UserError("interrupted; the same command continues") from error
+    status = process.returncode
     if status == 0:
         return None
     if status < 0:

@@ -1,0 +1,153 @@
+"""The whole comparison, made tiny: two methods on a few digits, with the runs in this process."""
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emp_plugin import main_compare, main_pretrain
+from emp_plugin.comparison import run
+from emp_plugin.comparison.report import COLUMNS
+from emp_plugin.runs.folder import LAST
+from emp_plugin.runs.callbacks import StopOnBrokenLoss
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TINY = ["precision=32", "optimizer.batch_size=16", "data.fraction=0.05", "data.holdout=0.03", "evaluation.linear.epochs=1", "evaluation.views=[whole]", "evaluation.probes=[knn]",
+        "emp.data.num_patches=2", "emp.method_kwargs.embedding_dim=16", "emp.method_kwargs.proj_hidden_dim=16", "emp.method_kwargs.proj_output_dim=8",
+        "simclr.method_kwargs.proj_hidden_dim=16", "accelerator=cpu", "enable_progress_bar=False", "methods=[emp,simclr]", "epochs=1"]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the recipes trained, in order; runs happen in this process."""
+    calls = []
+
+    def in_process(command):
+        arguments = command[3:]
+        calls.append(arguments[3].split("/")[-1] + ("*" if "trials" in " ".join(arguments) else ""))
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            status = main_pretrain.main(arguments)
+        return run._last_line(stderr.getvalue()) if status else None
+
+    monkeypatch.setattr(run, "run_process", in_process)
+    return calls
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr(run, "write_report", lambda *_: None)  # seconds of drawing; test_report.py has it
+
+
+def compare(folder, *overrides):
+    assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={folder}", *overrides]) == 0
+    rows = pd.read_csv(folder / "results.csv")
+    assert list(rows.columns) == COLUMNS
+    return rows
+
+
+def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, capsys):
+    rows = compare(tmp_path)
+    assert trained == ["emp", "simclr"]
+    assert {tuple(row) for row in rows[["method", "features"]].values} == {("emp", "backbone"), ("emp", "embedding"), ("simclr", "backbone"), ("raw pixels", "pixels"),
+                                                                          ("untrained", "backbone"), ("untrained", "embedding")}
+    emp, simclr = (rows[rows.method == name].iloc[0] for name in ("emp", "simclr"))
+    assert (emp.epoch, emp.steps, emp.images, emp.patches, simclr.patches) == (1, 4, 64, 128, 128) and emp.train_seconds > 0
+    assert rows[rows.method == "untrained"][["epoch", "images", "train_seconds"]].eq(0).all().all()
+    assert {"table.md", "time_to_accuracy.md", "results.csv", "comparison.yaml", "versions.json", "runs"} <= {path.name for path in tmp_path.iterdir()}
+    assert "scheduler.warmup_epochs=0.01" in capsys.readouterr().out  # fitted: 10 of 1000
+
+    again = compare(tmp_path)
+    assert trained == ["emp", "simclr"]
+    pd.testing.assert_frame_equal(rows, again)
+
+    (tmp_path / "table.md").unlink()
+    compare(tmp_path, "report_only=True")
+    assert (tmp_path / "table.md").exists() and trained == ["emp", "simclr"]
+
+
+@pytest.mark.slow
+def test_more_seeds_and_other_probes(tmp_path, trained, no_report):
+    simclr = compare(tmp_path).query("method == 'simclr'").iloc[0]
+    other = compare(tmp_path, "seeds=[0,1]", "methods=[simclr]")
+    assert trained == ["emp", "simclr", "simclr", "simclr"]  # seed 0 only to evaluate the references with it
+    assert set(other.method) == {"simclr", "raw pixels", "untrained"} and set(other[other.method == "untrained"].seed) == {0, 1}
+    assert other[(other.method == "simclr") & (other.seed == 0)].top1.iloc[0] == simclr.top1
+
+    rows = compare(tmp_path, "evaluation.linear.epochs=2", "evaluation.probes=[knn,linear]")
+    assert trained[-2:] == ["emp", "simclr"] and set(rows.probe) == {"knn", "linear"}
+    assert rows[(rows.method == "simclr") & (rows.probe == "knn")].top1.iloc[0] == simclr.top1  # evaluated again, not trained again
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 3
+
+
+def test_a_failed_run_says_why_and_the_others_go_on(tmp_path, trained):
+    rows = compare(tmp_path, "methods=[simclr,emp]", "simclr.method_kwargs.temperature=nan")
+    assert trained == ["simclr", "emp"] and rows.method[0] == "simclr" and "the loss is nan" in rows.error[0] and rows.error.notna().sum() == 1
+    assert set(rows[rows.error.isna()].method) == {"emp", "raw pixels", "untrained"}
+    assert "SimCLR, seed 0: failed: the loss is nan" in (tmp_path / "table.md").read_text()
+
+
+def test_a_run_cut_off_is_continued(tmp_path, trained, no_report, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    def cut(self, trainer, *args):
+        if trainer.global_step == 3:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnBrokenLoss, "on_train_batch_start", cut)
+        with pytest.raises(Cut):
+            compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
+    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    assert (folder / LAST).exists()
+    rows = compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
+    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder] and rows[rows.method == "emp"].steps.iloc[0] == 4
+
+
+@pytest.mark.slow
+def test_snapshots_are_points_of_one_training(tmp_path, trained):
+    rows = compare(tmp_path, "methods=[emp]", "epochs=[1,2]", "schedule=[fitted,snapshot]")
+    assert trained == ["emp", "emp"]  # two epochs, with a snapshot after one; and one epoch. The fitted two epochs are the first run
+    points = rows[(rows.method == "emp") & (rows.features == "backbone")].set_index(["schedule", "length"])
+    assert points.steps.to_dict() == {("snapshot", 1): 4, ("snapshot", 2): 8, ("fitted", 1): 4, ("fitted", 2): 8}
+    assert points.run["snapshot", 1] == points.run["snapshot", 2] == points.run["fitted", 2] != points.run["fitted", 1]
+    assert points.train_seconds["snapshot", 1] < points.train_seconds["snapshot", 2]
+    text = (tmp_path / "table.md").read_text()
+    assert "## 1 epoch, schedule fitted" in text and "## 1 epoch, schedule snapshot" in text
+    compare(tmp_path, "methods=[emp]", "epochs=[1,2]", "schedule=[fitted,snapshot]")
+    assert len(trained) == 2
+
+
+def test_equal_minutes_are_measured_once_and_fitted(tmp_path, trained, no_report, monkeypatch):
+    monkeypatch.setattr(run, "TRIAL_STEPS", 2)
+    rows = compare(tmp_path, "budget=minutes", "minutes=0.05", "methods=[emp]")
+    assert trained == ["emp*", "emp*", "emp"] or trained == ["emp*", "emp"]  # the second look may be as short as the first
+    emp = rows[rows.method == "emp"].iloc[0]
+    trial = max((json.loads(path.read_text()) for path in (tmp_path / "trials").glob("*/*/summary.json")), key=lambda summary: summary["steps"])
+    assert emp.steps == pytest.approx(3 * trial["steps"] / trial["train_seconds"], rel=0.3, abs=1)
+    assert emp.epoch == pytest.approx(emp.steps / 4)
+    count = len(trained)
+    compare(tmp_path, "budget=minutes", "minutes=0.05", "methods=[emp]")
+    assert len(trained) == count
+
+
+@pytest.mark.slow
+def test_equal_passes(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "budget=passes", "epochs=0.5", "emp.data.num_patches=4").drop_duplicates("method").set_index("method")
+    assert rows.patches["emp"] == rows.patches["simclr"] == 0.5 * 64 * 4
+    assert rows.epoch["emp"] == 0.5 and rows.epoch["simclr"] == 1
+
+
+@pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq")])
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
+    assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", override]) == 1
+    assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
+
+
+def test_processes_that_fail(capfd):
+    assert run.run_process(["bash", "-c", "echo fine >&2"]) is None
+    assert run.run_process(["bash", "-c", "echo 'error: no room' >&2; exit 1"]) == "no room"
+    assert run.run_process(["bash", "-c", "kill -9 $$"]) == "killed by signal 9"
+    assert "no room" in capfd.readouterr().err
