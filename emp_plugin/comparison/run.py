@@ -129,8 +129,8 @@ class Runs:
             try:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 evaluation = OmegaConf.merge(recipe.evaluation, {"references": False})
-                probe = check_config(OmegaConf.create({"pretrained_feature_extractor": str(checkpoint), "evaluation": evaluation}), Probe)
-                made = probe_checkpoint(probe)
+                made = probe_checkpoint(check_config(OmegaConf.create({"pretrained_feature_extractor": str(checkpoint), "evaluation": evaluation,
+                                                                       "accelerator": recipe.get("accelerator", "auto")}), Probe))
             except Exception as error:  # whatever it is, the other runs can go on
                 raise RunFailed(f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}") from error
             images = state["global_step"] * recipe.accumulate_grad_batches * recipe.optimizer.batch_size

@@ -39,7 +39,8 @@ def cells(text, start):
 def two_seeds():
     return [row("byol", seed, value, paper="BYOL") for seed, value in ((0, 25.0), (1, 31.0))] + [
         row("emp", seed, value, minutes=20, features=features, view=view, paper=EMP) for seed, value in ((0, 70.0), (1, 73.0))
-        for features in ("backbone", "embedding") for view in ("whole", "bag of 16")] + [reference("raw pixels", "pixels", 38.0), reference("untrained", "backbone", 40.0)]
+        for features in ("backbone", "embedding") for view in ("whole", "bag of 16")] + [
+            reference("raw pixels", "pixels", 38.0), reference("untrained", "backbone", 40.0)]
 
 
 def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_seeds):

@@ -14,7 +14,8 @@ from emp_plugin.runs.folder import LAST
 from emp_plugin.runs.callbacks import StopOnBrokenLoss
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = ["precision=32", "optimizer.batch_size=16", "data.fraction=0.05", "data.holdout=0.03", "evaluation.linear.epochs=1", "evaluation.views=[whole]", "evaluation.probes=[knn]",
+TINY = ["precision=32", "optimizer.batch_size=16", "data.fraction=0.05", "data.holdout=0.03", "evaluation.linear.epochs=1", "evaluation.views=[whole]",
+        "evaluation.probes=[knn]",
         "emp.data.num_patches=2", "emp.method_kwargs.embedding_dim=16", "emp.method_kwargs.proj_hidden_dim=16", "emp.method_kwargs.proj_output_dim=8",
         "simclr.method_kwargs.proj_hidden_dim=16", "accelerator=cpu", "enable_progress_bar=False", "methods=[emp,simclr]", "epochs=1"]
 
@@ -50,8 +51,8 @@ def compare(folder, *overrides):
 def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, capsys):
     rows = compare(tmp_path)
     assert trained == ["emp", "simclr"]
-    assert {tuple(row) for row in rows[["method", "features"]].values} == {("emp", "backbone"), ("emp", "embedding"), ("simclr", "backbone"), ("raw pixels", "pixels"),
-                                                                          ("untrained", "backbone"), ("untrained", "embedding")}
+    assert {tuple(row) for row in rows[["method", "features"]].values} == {
+        ("emp", "backbone"), ("emp", "embedding"), ("simclr", "backbone"), ("raw pixels", "pixels"), ("untrained", "backbone"), ("untrained", "embedding")}
     emp, simclr = (rows[rows.method == name].iloc[0] for name in ("emp", "simclr"))
     assert (emp.epoch, emp.steps, emp.images, emp.patches, simclr.patches) == (1, 4, 64, 128, 128) and emp.train_seconds > 0
     assert rows[rows.method == "untrained"][["epoch", "images", "train_seconds"]].eq(0).all().all()
