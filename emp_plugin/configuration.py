@@ -266,7 +266,10 @@ def recipes(cfg: DictConfig) -> list[PatchRecipe]:
 
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that the configuration sets."""
-    return {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
+    arguments = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
+    if isinstance(arguments.get("devices"), list) and (arguments.get("accelerator") == "cpu" or not torch.cuda.is_available()):
+        arguments["devices"] = len(arguments["devices"])  # solo-learn's recipes list GPUs; Lightning's CPUs have no numbers
+    return arguments
 
 
 def _unknown_key(key: str, schema: type) -> str:
