@@ -42,7 +42,7 @@ class Momentum:
 class Data:
     dataset: str = MISSING
     train_path: Optional[str] = "./datasets"
-    val_path: Optional[str] = None  # custom: class folders to evaluate on; the other datasets find theirs in train_path
+    val_path: Optional[str] = None  # custom: class folders to evaluate on; the head's key, but the other datasets find theirs in train_path
     image_size: Optional[int] = None  # imagenet100 and custom: side in pixels that images are resized to; None: 224
     format: str = "image_folder"
     num_workers: int = 0
@@ -278,7 +278,10 @@ def recipes(cfg: DictConfig) -> list[PatchRecipe]:
 
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that the configuration sets."""
-    return {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
+    arguments = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
+    if isinstance(arguments.get("devices"), list) and (arguments.get("accelerator") == "cpu" or not torch.cuda.is_available()):
+        arguments["devices"] = len(arguments["devices"])  # solo-learn's recipes list GPUs; Lightning's CPUs have no numbers
+    return arguments
 
 
 def _unknown_key(key: str, schema: type) -> str:
@@ -325,7 +328,6 @@ def _check_run(cfg: DictConfig) -> None:
     _require(cfg.method != "emp" or len(cfg.augmentations) == 1, "emp takes one augmentation recipe (its num_crops is the number of patches)")
     _require(cfg.data.image_size is None or (cfg.data.dataset in RESIZABLE and cfg.data.image_size >= 1),
              f"data.image_size is a number of pixels, for {' and '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]}")
-    _require(cfg.data.val_path is None or cfg.data.dataset == "custom", "data.val_path is for data.dataset=custom; the others find their test images in train_path")
     size = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
     for recipe in recipes(cfg):
         _require(recipe.patch_size is None or recipe.patch_size <= size,

@@ -1,0 +1,52 @@
+"""Recipes of solo-learn's repository head as input of ours, and ours as input of its main_pretrain.py."""
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from emp_plugin.configuration import read_config, recipes, trainer_arguments
+from emp_plugin.runs.probing import fresh_method
+from emp_plugin.solo_learn import GENERATION, METHODS
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "pretrain"
+BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
+
+
+@pytest.fixture
+def checkout():
+    """Of the head: the one in use, or the one that SOLO_LEARN names."""
+    root = Path(importlib.util.find_spec("solo").origin).parents[1] if GENERATION == "head" else Path(os.environ.get("SOLO_LEARN", ""))
+    if not (root / "scripts" / "pretrain" / "cifar").is_dir():
+        pytest.skip("needs SOLO_LEARN=<checkout of solo-learn's head>")
+    return root
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_heads_recipes_are_ours(checkout, name):
+    cfg = read_config(str(checkout / "scripts" / "pretrain" / "cifar"), name, ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"])
+    assert cfg.method == name and (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 0)
+    assert {recipe.output_size for recipe in recipes(cfg)} == {32}
+    assert trainer_arguments(cfg)["devices"] == 1
+    assert isinstance(fresh_method(cfg), METHODS[name])
+
+
+@pytest.mark.skipif(GENERATION != "head", reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
+@pytest.mark.parametrize("name", [path.stem for path in sorted((SCRIPTS / "cifar").glob("*.yaml")) if path.stem in BASELINES])
+def test_our_recipes_are_the_heads(name):
+    """All that its main_pretrain.py reads of a recipe, before it makes datasets and a Trainer."""
+    parse_cfg = importlib.import_module("solo.args.pretrain").parse_cfg
+    pipeline = importlib.import_module("solo.data.pretrain_dataloader").build_transform_pipeline
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(SCRIPTS), version_base="1.2"):
+        cfg = compose(config_name=f"cifar/{name}")
+    OmegaConf.set_struct(cfg, False)
+    cfg = parse_cfg(cfg)
+    made = [pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations for _ in range(entry.num_crops)]
+    assert len(made) == cfg.data.num_large_crops == 2
+    assert cfg.strategy == "auto" and cfg.data.val_path and cfg.checkpoint.enabled
+    assert isinstance(METHODS[cfg.method](cfg), METHODS[name])
