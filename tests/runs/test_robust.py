@@ -1,4 +1,5 @@
 """What a run survives besides SIGKILL: signals, broken and foreign checkpoints, full and read-only disks, a second process."""
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -187,6 +188,13 @@ def test_one_process_at_a_time(tmp_path, config, monkeypatch, capsys):
 
     at_step(monkeypatch, 3, ask)
     assert pretrain(tmp_path) == 0
+
+
+def test_a_dead_worker_is_named(tmp_path, monkeypatch, capsys):
+    at_step(monkeypatch, 3, lambda trainer: [os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()])
+    assert pretrain(tmp_path, "data.num_workers=1", "optimizer.batch_size=4") == 1
+    message = capsys.readouterr().err
+    assert "a data worker died after step" in message and "data.num_workers=0" in message and "Traceback" not in message
 
 
 @pytest.fixture
