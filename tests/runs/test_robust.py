@@ -25,7 +25,8 @@ TINY = ["precision=32", "data.num_patches=2", "data.patch_size=8", "data.output_
 
 
 def pretrain(folder, *overrides):
-    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY, f"checkpoint.dir={folder}", *overrides])
+    tiny = [item for item in TINY if "~method_kwargs" not in overrides or not item.startswith("method_kwargs")]
+    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *tiny, f"checkpoint.dir={folder}", *overrides])
 
 
 def the_run(folder):
@@ -89,6 +90,25 @@ def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in run.glob("*.ckpt")) == ["last.ckpt", "previous.ckpt"]
     assert pretrain(tmp_path / "runs") == 0
     equal(run, finished)
+
+
+@pytest.mark.parametrize("method,own", [("byol", "pred_hidden_dim: 16"), ("swav", "num_prototypes: 6, queue_size: 32, epoch_queue_starts: 0")])
+def test_baselines_continue_to_the_bit(tmp_path, monkeypatch, method, own):
+    """The momentum's tau, SwAV's queue, the bank of the online k-NN and the means over the epoch."""
+    def kill(trainer):
+        raise SystemError("killed")
+
+    overrides = [f"method={method}", "~method_kwargs", f"+method_kwargs={{proj_hidden_dim: 16, proj_output_dim: 8, {own}}}", "knn_eval.enabled=True",
+                 "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]", "momentum.base_tau=0.5"]
+    assert pretrain(tmp_path / "reference", *overrides) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, kill)
+        with pytest.raises(SystemError):
+            pretrain(tmp_path / "cut", *overrides)
+    assert pretrain(tmp_path / "cut", *overrides) == 0
+    (reference,), (run,) = ((tmp_path / name / method).iterdir() for name in ("reference", "cut"))
+    equal(run, reference)
+    assert {"train_acc1_epoch", "val_knn_acc1"} <= set(pd.read_csv(run / "metrics.csv"))
 
 
 def damaged(path, kind):
