@@ -73,6 +73,15 @@ def test_a_signal_is_answered_with_a_checkpoint_and_a_line(finished, tmp_path, m
     equal(run, finished)
 
 
+def test_a_signal_in_the_last_step_comes_before_the_evaluation(finished, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+        assert pretrain(tmp_path) == 1
+    assert "stopped by SIGTERM after step 8" in capsys.readouterr().err and not (the_run(tmp_path) / "summary.json").exists()
+    assert pretrain(tmp_path) == 0
+    equal(the_run(tmp_path), finished)
+
+
 def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     """Lightning asks SLURM; here a stub `scontrol` writes down what it is asked."""
     stub = tmp_path / "scontrol"
