@@ -320,7 +320,10 @@ def _check_run(cfg: DictConfig) -> None:
         _require(isinstance(value, (int, float, bool, ListConfig)), f"optimizer.kwargs.{name} must be a number, got '{value}'")
     _require(cfg.max_epochs >= 1, f"max_epochs must be at least 1, got {cfg.max_epochs}")
     _require(cfg.optimizer.batch_size >= 2, f"optimizer.batch_size must be at least 2 (BatchNorm needs it), got {cfg.optimizer.batch_size}")
-    _require(cfg.optimizer.lr > 0, f"optimizer.lr must be positive, got {cfg.optimizer.lr}")
+    _require(0 < cfg.optimizer.lr < float("inf"), f"optimizer.lr must be positive and finite, got {cfg.optimizer.lr}")
+    _require(isinstance(cfg.accumulate_grad_batches, int) and cfg.accumulate_grad_batches >= 1,
+             f"accumulate_grad_batches must be a whole number, at least 1, got {cfg.accumulate_grad_batches}")
+    _require(cfg.knn_eval.k >= 1, f"knn_eval.k must be at least 1, got {cfg.knn_eval.k}")
     _require(cfg.scheduler.interval == "step", "scheduler.interval must be 'step': a schedule by epochs means nothing in a run of one epoch")
     _require(cfg.checkpoint.frequency >= 1 and cfg.checkpoint.every_n_steps >= 1, "checkpoint.frequency and checkpoint.every_n_steps must be at least 1")
     _require(not cfg.data.holdout or 0 < cfg.data.holdout < 1, f"data.holdout must be between 0 and 1, got {cfg.data.holdout}")

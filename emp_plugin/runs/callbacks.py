@@ -99,11 +99,7 @@ class Checkpoints(pl.Callback):
             self._save_last(trainer)
         if batch_idx == 0 and trainer.current_epoch:
             self._keep(trainer, trainer.current_epoch)
-        received = self.signal
-        if trainer.world_size > 1:
-            received = int(trainer.strategy.reduce(torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"))
-        if received:
-            self._stop(trainer, received)
+        self._answer_signal(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.loss = outputs["loss"].detach()
@@ -120,6 +116,7 @@ class Checkpoints(pl.Callback):
         for count in (progress.total, progress.current):
             count.completed += 1
         self._keep(trainer, trainer.current_epoch)
+        self._answer_signal(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self.saved_step and trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(self.loss))):
@@ -141,7 +138,12 @@ class Checkpoints(pl.Callback):
                     if old != kept:
                         old.unlink()
 
-    def _stop(self, trainer: pl.Trainer, received: int) -> None:
+    def _answer_signal(self, trainer: pl.Trainer) -> None:
+        received = self.signal
+        if trainer.world_size > 1:  # one process's signal stops all of them, at the same step
+            received = int(trainer.strategy.reduce(torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"))
+        if not received:
+            return
         self._save_last(trainer)
         if received == self.requeue_signal:
             self.requeue(received, None)  # asks SLURM to start the job again; the checkpoint it leaves for itself is the one we have

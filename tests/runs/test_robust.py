@@ -1,4 +1,5 @@
 """What a run survives besides SIGKILL: signals, broken and foreign checkpoints, full and read-only disks, a second process."""
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -24,7 +25,8 @@ TINY = ["precision=32", "data.num_patches=2", "data.patch_size=8", "data.output_
 
 
 def pretrain(folder, *overrides):
-    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY, f"checkpoint.dir={folder}", *overrides])
+    tiny = [item for item in TINY if "~method_kwargs" not in overrides or not item.startswith("method_kwargs")]
+    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *tiny, f"checkpoint.dir={folder}", *overrides])
 
 
 def the_run(folder):
@@ -71,6 +73,15 @@ def test_a_signal_is_answered_with_a_checkpoint_and_a_line(finished, tmp_path, m
     equal(run, finished)
 
 
+def test_a_signal_in_the_last_step_comes_before_the_evaluation(finished, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+        assert pretrain(tmp_path) == 1
+    assert "stopped by SIGTERM after step 8" in capsys.readouterr().err and not (the_run(tmp_path) / "summary.json").exists()
+    assert pretrain(tmp_path) == 0
+    equal(the_run(tmp_path), finished)
+
+
 def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     """Lightning asks SLURM; here a stub `scontrol` writes down what it is asked."""
     stub = tmp_path / "scontrol"
@@ -88,6 +99,25 @@ def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in run.glob("*.ckpt")) == ["last.ckpt", "previous.ckpt"]
     assert pretrain(tmp_path / "runs") == 0
     equal(run, finished)
+
+
+@pytest.mark.parametrize("method,own", [("byol", "pred_hidden_dim: 16"), ("swav", "num_prototypes: 6, queue_size: 32, epoch_queue_starts: 0")])
+def test_baselines_continue_to_the_bit(tmp_path, monkeypatch, method, own):
+    """The momentum's tau, SwAV's queue, the bank of the online k-NN and the means over the epoch."""
+    def kill(trainer):
+        raise SystemError("killed")
+
+    overrides = [f"method={method}", "~method_kwargs", f"+method_kwargs={{proj_hidden_dim: 16, proj_output_dim: 8, {own}}}", "knn_eval.enabled=True",
+                 "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]", "momentum.base_tau=0.5"]
+    assert pretrain(tmp_path / "reference", *overrides) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, kill)
+        with pytest.raises(SystemError):
+            pretrain(tmp_path / "cut", *overrides)
+    assert pretrain(tmp_path / "cut", *overrides) == 0
+    (reference,), (run,) = ((tmp_path / name / method).iterdir() for name in ("reference", "cut"))
+    equal(run, reference)
+    assert {"train_acc1_epoch", "val_knn_acc1"} <= set(pd.read_csv(run / "metrics.csv"))
 
 
 def damaged(path, kind):
@@ -187,6 +217,13 @@ def test_one_process_at_a_time(tmp_path, config, monkeypatch, capsys):
 
     at_step(monkeypatch, 3, ask)
     assert pretrain(tmp_path) == 0
+
+
+def test_a_dead_worker_is_named(tmp_path, monkeypatch, capsys):
+    at_step(monkeypatch, 3, lambda trainer: [os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()])
+    assert pretrain(tmp_path, "data.num_workers=1", "optimizer.batch_size=4") == 1
+    message = capsys.readouterr().err
+    assert "a data worker died after step" in message and "data.num_workers=0" in message and "Traceback" not in message
 
 
 @pytest.fixture
