@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
-from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet
+from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet, open_image
 from emp_plugin.errors import UserError
 
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -190,21 +190,8 @@ def _read_folder(folder: Path, size: int) -> ImageData:
         raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
     images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)
     for i, (path, _) in enumerate(listing.samples):
-        try:
-            with Image.open(path) as file:
-                pixels = _rgb(file)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+        pixels = np.array(open_image(path))
         if pixels.shape != (size, size, 3):
             raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}")
-        images[i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
     return ImageData(images, torch.tensor(listing.targets), listing.classes)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3) of any kind of image. Raises OSError for pixels without a scale."""
-    if image.mode == "F":
-        raise OSError("its pixels are floating-point numbers")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))

@@ -53,19 +53,8 @@ class ImageFiles:
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """An image file as uint8 (3, size, size): converted to RGB, the shorter side resized to ``size``, the middle of the longer one.
-
-    16-bit grey keeps its upper 8 bits, transparency is dropped.
-
-    Raises:
-        UserError: naming a file that is missing, cut off or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            file.draft("RGB", (size, size))  # a large JPEG is decoded at a half, a quarter or an eighth, never below this size
-            image = to_rgb(file)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+    """An image file as uint8 (3, size, size): the shorter side resized to ``size``, the middle of the longer one. Raises as :func:`open_image`."""
+    image = open_image(path, size)
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -74,10 +63,30 @@ def read_image(path: str | Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB; Pillow itself would cut 16-bit grey off at 255 instead of scaling it."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)).convert("RGB")
+def open_image(path: str | Path, size: int | None = None) -> Image.Image:
+    """An image file of any kind as RGB; 16-bit grey keeps its upper 8 bits, transparency is dropped.
+
+    Args:
+        path: of the file.
+        size: if given, a large JPEG is decoded at a half, a quarter or an eighth, never below this size in pixels.
+
+    Raises:
+        UserError: naming a file that is missing, cut off, no image, or of floating-point pixels.
+    """
+    try:
+        with Image.open(path) as file:
+            if size:
+                file.draft("RGB", (size, size))
+            return _rgb(file)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no scale")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
