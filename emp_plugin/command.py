@@ -29,7 +29,7 @@ def user_command(command: Callable[[list[str] | None], Any]) -> Callable[[list[s
         except (UserError, OSError, KeyboardInterrupt) as error:
             if debug or (isinstance(error, OSError) and error.errno not in NO_ROOM):
                 raise
-            print(f"error: {error or 'interrupted'}", file=sys.stderr)
+            print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
             return 1
         finally:
             if in_main_thread:

@@ -69,10 +69,11 @@ def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: 
         raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError) as error:  # the second when a worker dies while it hands something over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        raise UserError(f"a data worker died after step {trainer.global_step}: {str(error).splitlines()[0]} The images are in memory, so data.num_workers=0 works too") from error
+        raise UserError(f"a data worker died after step {trainer.global_step} ({str(error).splitlines()[0]}): out of memory, perhaps; "
+                        "data.num_workers=0 fetches images in the main process") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the first process evaluates alone
     return timer.time_elapsed("train")

@@ -43,7 +43,7 @@ def test_a_bag_depends_on_seed_and_place_alone(digits, monkeypatch):
     test = digits[1].subset(range(150))
     first = extract_features(Mean(), test, RECIPE, "bag", 6)
     torch.rand(10)
-    monkeypatch.setattr("emp_plugin.evaluation.features.FORWARD_PIXELS", 250 * 32 * 32)  # other memory, same patches
+    monkeypatch.setattr("emp_plugin.evaluation.features.FORWARD_PIXELS", 250 * 16 * 16)  # other memory, same patches
     method = Mean()
     again = extract_features(method, test, RECIPE, "bag", 6)
     torch.testing.assert_close(first.features["backbone"], again.features["backbone"])

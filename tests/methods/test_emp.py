@@ -1,3 +1,4 @@
+import copy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     model = method().train()
     patches = torch.randn(3, 4, 3, 16, 16)
     targets = torch.tensor([1, 2, 3, -1])
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
     loss = model.training_step([torch.arange(4), patches, targets], 0)
 
     model.load_state_dict(state)
@@ -81,7 +82,7 @@ def test_online_knn_remembers_the_labelled_images(method):
     """The bank holds each labelled image once, as the mean of its patches' backbone features; unlabelled ones stay out."""
     model = method("knn_eval.enabled=True").train()
     patches, targets = torch.randn(3, 4, 3, 16, 16), torch.tensor([1, -1, 3, 0])
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
     model.training_step([torch.arange(4), patches, targets], 0)
     model.load_state_dict(state)
     expected = backbone_of(model)(patches.flatten(0, 1)).unflatten(0, (3, 4)).mean(0)[[0, 2, 3]]
@@ -141,7 +142,7 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance):
     """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph."""
     settings = ["method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"]
     model = method("method_kwargs.patch_chunk=2", *settings).to(dtype).train()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())
     patches, targets = torch.randn(5, 8, 3, 16, 16, dtype=dtype), torch.full((8,), -1)
     model.training_step([torch.arange(8), patches, targets], 0).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

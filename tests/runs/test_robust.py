@@ -55,7 +55,8 @@ def finished(tmp_path_factory):
 
 def equal(run, reference):
     ours, theirs = (torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, reference))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in theirs:  # the online k-NN keeps its bank as a list
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
     assert (run / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()
 
 

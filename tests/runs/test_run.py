@@ -101,7 +101,7 @@ def test_a_baseline_takes_the_same_road(tmp_path):
     rows = pd.read_csv(run / "evaluation.csv")
     assert set(rows.model) == {"byol", "untrained", "raw pixels"} and set(rows.features) == {"backbone", "pixels"}
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
-    online, momentum = (state[f"{name}.conv1.weight"] for name in ("encoder", "momentum_encoder"))
+    online, momentum = (state[f"{name}.conv1.weight"] for name in ("backbone", "momentum_backbone"))
     assert not torch.equal(online, momentum)
 
 
@@ -142,7 +142,7 @@ def test_nan_loss_stops_with_advice(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("overrides,message", [
-    (["data.fraction=0.008"], "fewer than optimizer.batch_size"),
+    (["data.fraction=0.008"], "fewer than a batch: optimizer.batch_size=16"),
     pytest.param(["accelerator=gpu"], "Trainer: ", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")),
     (["resume_from_checkpoint=nowhere.ckpt"], "is not a file"),
     (["precision=bf16-true"], "precision must be"),
