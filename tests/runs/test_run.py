@@ -95,8 +95,9 @@ def test_a_finished_run_is_not_continued(tmp_path):
 
 def test_a_baseline_takes_the_same_road(tmp_path):
     others = [item for item in TINY if not item.startswith("method_kwargs")]
-    assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *others, "~method_kwargs",
-                               "method=byol", f"checkpoint.dir={tmp_path}", "max_epochs=1"]) == 0
+    assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *others, "~method_kwargs.preset",
+                               "method=byol", *(f"method_kwargs.{name}=32" for name in ("proj_hidden_dim", "proj_output_dim", "pred_hidden_dim")),
+                               f"checkpoint.dir={tmp_path}", "max_epochs=1"]) == 0
     (run,) = (tmp_path / "byol").iterdir()
     rows = pd.read_csv(run / "evaluation.csv")
     assert set(rows.model) == {"byol", "untrained", "raw pixels"} and set(rows.features) == {"backbone", "pixels"}
