@@ -26,7 +26,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (keep_static_rates, *REPAIRS):
+    for patch in (keep_static_rates, *REPAIRS, empty_knn_after_validation):
         patch(solo)
     exchange_checkpoints(solo, "head")
     solo.base._patched_by_emp_plugin = True
@@ -47,3 +47,18 @@ def keep_static_rates(solo: SimpleNamespace) -> None:
         return made
 
     solo.base.BaseMethod.configure_optimizers = configure_optimizers
+
+
+def empty_knn_after_validation(solo: SimpleNamespace) -> None:
+    """The head leaves it to :mod:`knn`'s ``compute``, which with several processes only sees copies of the memory banks."""
+
+    def emptied(original):
+        def on_validation_epoch_end(self):
+            original(self)
+            if self.knn_eval and not self.trainer.sanity_checking:
+                self.knn.reset()
+
+        return on_validation_epoch_end
+
+    for cls in (solo.base.BaseMethod, solo.base.BaseMomentumMethod):
+        cls.on_validation_epoch_end = emptied(cls.on_validation_epoch_end)

@@ -1,4 +1,5 @@
 import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,10 +85,11 @@ def test_online_knn_remembers_the_labelled_images(method):
     patches, targets = torch.randn(3, 4, 3, 16, 16), torch.tensor([1, -1, 3, 0])
     state = copy.deepcopy(model.state_dict())
     model.training_step([torch.arange(4), patches, targets], 0)
+    bank, labels = torch.cat(model.knn.train_features), torch.cat(model.knn.train_targets)
     model.load_state_dict(state)
     expected = backbone_of(model)(patches.flatten(0, 1)).unflatten(0, (3, 4)).mean(0)[[0, 2, 3]]
-    torch.testing.assert_close(torch.cat(model.knn.train_features), expected.detach())
-    assert torch.cat(model.knn.train_targets).tolist() == [1, 3, 0]
+    torch.testing.assert_close(bank, expected.detach())
+    assert labels.tolist() == [1, 3, 0]
 
 
 def test_everything_is_optimised_once(method):

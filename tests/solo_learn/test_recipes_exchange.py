@@ -20,7 +20,7 @@ BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
 @pytest.fixture
 def checkout():
     """Of the head: the one in use, or the one that SOLO_LEARN names."""
-    root = Path(importlib.util.find_spec("solo").origin).parents[1] if GENERATION == "head" else Path(os.environ.get("SOLO_LEARN", ""))
+    root = Path(importlib.util.find_spec("solo").origin).parents[1] if GENERATION == "head" else Path(os.environ.get("SOLO_LEARN", "nowhere"))
     if not (root / "scripts" / "pretrain" / "cifar").is_dir():
         pytest.skip("needs SOLO_LEARN=<checkout of solo-learn's head>")
     return root
