@@ -12,7 +12,7 @@ from emp_plugin.runs.probing import fresh_method
 
 def main() -> None:
     args = arguments(__doc__, trials=3)
-    images, bag = (8, 4) if args.small else (100, 128)
+    images, bag = (8, 4) if args.small else (50, 128)
     data = load_dataset("digits", None)[0].subset(range(images))
     cases = {}
     for name in ("emp", "emp_native"):
