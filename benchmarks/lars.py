@@ -1,4 +1,6 @@
 """A step of the recipe's LARS, on the parameters of the recipe's model, beside plain SGD with momentum and weight decay."""
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,9 +38,10 @@ def main() -> None:
                                                     "enable_progress_bar=False", "enable_model_summary=False"])
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     watch = TimeOptimizer(args.trials)
-    trainer = build_trainer(cfg, views)
-    trainer.callbacks.append(watch)
-    trainer.fit(fresh_method(cfg), datamodule=PretrainData(load_dataset("digits", None)[0], None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(cfg, Path(folder))
+        trainer.callbacks.append(watch)
+        trainer.fit(fresh_method(cfg), datamodule=PretrainData(load_dataset("digits", None)[0], None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
     report("LARS step", {f"LARS, {watch.case['parameters'] / 1e6:.1f} M parameters; SGD": watch.case}, args)
 
 

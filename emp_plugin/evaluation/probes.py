@@ -44,13 +44,13 @@ def train_linear(x: Tensor, y: Tensor, num_classes: int, epochs: int, lr: float,
     weight, bias = ((2 * torch.rand(shape, generator=draws) - 1).mul_(bound).to(device) for shape in ((num_classes, x.shape[1]), (num_classes,)))
     weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(batch_size, len(x))
-    minus_one = torch.full((batch_size, 1), -1.0, device=device)
+    minus_one, inputs = torch.full((batch_size, 1), -1.0, device=device), torch.empty(batch_size, x.shape[1], device=device)
     # 50,000 steps this small are all overhead: the gradient in closed form takes half the time of autograd and torch.optim.SGD
     for epoch in range(epochs):
         rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
         order = torch.randperm(len(x), generator=draws).to(device)
         for batch in order[:len(x) // batch_size * batch_size].split(batch_size):
-            inputs = x.index_select(0, batch)
+            torch.index_select(x, 0, batch, out=inputs)
             # the cross entropy's gradient with respect to the logits: probability, less 1 for the true class
             slope = torch.addmm(bias, inputs, weight.T).softmax(1).scatter_add_(1, y.index_select(0, batch), minus_one)
             weight_velocity.mul_(0.9).add_(weight, alpha=weight_decay).addmm_(slope.T, inputs, alpha=1 / batch_size)
