@@ -1,6 +1,5 @@
 """What watches a training run: checkpoints, signals, the check for a broken loss, and the progress bar."""
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -96,9 +95,7 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         trainer.fit_loop.epoch_loop._batches_that_stepped = step  # Lightning is one ahead when it continues from between two steps
         if batch_idx == 0 or step % self.every_n_steps == 0:
-            self._save_last(trainer)
-        if batch_idx == 0 and trainer.current_epoch:
-            self._keep(trainer, trainer.current_epoch)
+            self._save_last(trainer, 0 if batch_idx else trainer.current_epoch)
         self._answer_signal(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -110,33 +107,28 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         progress = trainer.fit_loop.epoch_progress
+        epoch = trainer.current_epoch
         for count in (progress.total, progress.current):  # Lightning continues from the last moment of an epoch, not from after it
             count.completed -= 1
-        self._save_last(trainer)
+        self._save_last(trainer, epoch)
         for count in (progress.total, progress.current):
             count.completed += 1
-        self._keep(trainer, trainer.current_epoch)
         self._answer_signal(trainer)
 
-    def _save_last(self, trainer: pl.Trainer) -> None:
+    def _save_last(self, trainer: pl.Trainer, epoch: int = 0) -> None:
+        """``last.ckpt``, and before it that of a completed epoch: a run killed between the two resumes before the epoch's end and comes by again."""
         if trainer.global_step > self.saved_step and trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(self.loss))):
+            if epoch and (epoch % self.frequency == 0 or epoch == trainer.max_epochs):
+                self._keep(trainer, self.folder / f"epoch={epoch}.ckpt")
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
             self.saved_step = trainer.global_step
 
-    def _keep(self, trainer: pl.Trainer, epoch: int) -> None:
-        if trainer.is_global_zero and (epoch % self.frequency == 0 or epoch == trainer.max_epochs):
-            kept = self.folder / f"epoch={epoch}.ckpt"
-            temporary = kept.with_suffix(".tmp")
-            try:
-                shutil.copyfile(self.folder / LAST, temporary)
-                os.replace(temporary, kept)
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                raise UserError(f"cannot write {kept}: {error}; {LAST} is kept") from error
-            if not self.keep_previous:
-                for old in self.folder.glob("epoch=*.ckpt"):
-                    if old != kept:
-                        old.unlink()
+    def _keep(self, trainer: pl.Trainer, path: Path) -> None:
+        trainer.save_checkpoint(path, weights_only=False)
+        if trainer.is_global_zero and not self.keep_previous:
+            for old in self.folder.glob("epoch=*.ckpt"):
+                if old != path:
+                    old.unlink()
 
     def _answer_signal(self, trainer: pl.Trainer) -> None:
         received = self.signal

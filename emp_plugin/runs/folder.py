@@ -44,8 +44,8 @@ def unfinished_folder(cfg: DictConfig) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the newest first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """Checkpoints of a run, the newest first; those of epochs after ``last.ckpt``, which is written after them and is still to come after a kill."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.name in (LAST, PREVIOUS), path.stat().st_mtime_ns), reverse=True)
 
 
 @contextmanager
