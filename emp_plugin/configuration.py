@@ -128,15 +128,24 @@ class LinearProbe:
 
 
 @dataclass
+class MLPProbe(LinearProbe):
+    """The linear probe's SGD with a hidden layer of ReLUs. arXiv 2303.01986 compares with such a probe; its published code has linear ones
+    alone, so that the width is ours: that of a ResNet-18's features."""
+
+    hidden: int = 512
+
+
+@dataclass
 class Evaluation:
     """The evaluation that ends a run: every view and probe, always beside raw pixels and the untrained backbone."""
 
     enabled: bool = True
     views: list[str] = field(default_factory=lambda: ["whole", "bag"])
-    probes: list[str] = field(default_factory=lambda: ["linear", "knn"])
+    probes: list[str] = field(default_factory=lambda: ["linear", "knn"])  # or mlp
     bag_patches: Optional[int] = None  # as published 128 on a GPU; without one 16
     bag_augmented: Optional[bool] = None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
     linear: LinearProbe = field(default_factory=LinearProbe)
+    mlp: MLPProbe = field(default_factory=MLPProbe)
     references: bool = True  # raw pixels and the untrained network beside it; a comparison has them once
 
 
@@ -340,14 +349,16 @@ def _check_run(cfg: DictConfig) -> None:
 def _check_evaluation(cfg: DictConfig) -> None:
     """Also settles what is left to the machine: the bag of features."""
     _require(set(cfg.views) <= {"whole", "bag"}, f"evaluation.views knows whole and bag, got {list(cfg.views)}")
-    _require(set(cfg.probes) <= {"linear", "knn"}, f"evaluation.probes knows linear and knn, got {list(cfg.probes)}")
+    _require(set(cfg.probes) <= {"linear", "mlp", "knn"}, f"evaluation.probes knows linear, mlp and knn, got {list(cfg.probes)}")
     _require(len(cfg.views) > 0 and len(cfg.probes) > 0, "evaluation.views and evaluation.probes must not be empty; evaluation.enabled=False skips it")
     gpu = torch.cuda.is_available()
     cfg.bag_patches = (128 if gpu else 16) if cfg.bag_patches is None else cfg.bag_patches
     cfg.bag_augmented = gpu if cfg.bag_augmented is None else cfg.bag_augmented
     _require(cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}")
-    _require(cfg.linear.epochs >= 1 and cfg.linear.lr > 0 and cfg.linear.batch_size >= 1,
-             "evaluation.linear: epochs and batch_size must be at least 1, lr positive")
+    for name in ("linear", "mlp"):
+        _require(cfg[name].epochs >= 1 and cfg[name].lr > 0 and cfg[name].batch_size >= 1,
+                 f"evaluation.{name}: epochs and batch_size must be at least 1, lr positive")
+    _require(cfg.mlp.hidden >= 1, f"evaluation.mlp.hidden must be at least 1, got {cfg.mlp.hidden}")
 
 
 def _count_views(cfg: DictConfig) -> None:

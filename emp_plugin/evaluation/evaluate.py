@@ -52,10 +52,9 @@ def _probe(model: str, view: str, train: Features, test: Features, num_classes: 
         for probe in settings.probes:
             began = time.perf_counter()
             arguments = train.features[name], train.targets, test.features[name], test.targets
-            if probe == "linear":
-                accuracy = linear_probe(*arguments, num_classes, settings.linear.epochs, settings.linear.lr, settings.linear.weight_decay,
-                                        settings.linear.batch_size, device)
-            else:
+            if probe == "knn":
                 accuracy = knn_probe(*arguments, device=device)
+            else:
+                accuracy = linear_probe(*arguments, num_classes, device=device, **settings[probe])  # of settings.linear or settings.mlp
             yield {"model": model, "features": name, "view": view, "probe": probe, "top1": round(accuracy.top1, 2), "top5": round(accuracy.top5, 2),
                    "seconds": round(seconds + time.perf_counter() - began, 1)}

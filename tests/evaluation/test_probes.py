@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from emp_plugin.evaluation import knn_probe, linear_probe
-from emp_plugin.evaluation.probes import PROBE_SEED, top_k, train_linear
+from emp_plugin.evaluation.probes import PROBE_SEED, top_k, train_classifier
 
 
 def clouds(n, classes=6, d=12, noise=1.6, seed=0):
@@ -24,25 +26,43 @@ def test_linear_probe_against_scikit_learn():
     assert linear_probe(x, y, u, v, 6) == ours  # and it can be repeated
 
 
-def test_linear_probe_takes_the_steps_of_torch():
+@pytest.mark.parametrize("widths", [(12, 6), (12, 20, 6)])
+def test_probes_take_the_steps_of_torch(widths):
     x, y = clouds(333)
+    x = x.double()  # in float32 a sum's order is seen, and ReLUs multiply it
     epochs, lr, decay = 3, 0.3, 1e-2
     draws = torch.Generator().manual_seed(PROBE_SEED)
-    layer = torch.nn.Linear(12, 6)
+    layers = [torch.nn.Linear(*pair) for pair in pairwise(widths)]
     with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) / 12**0.5)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) * layer.in_features**-0.5)
+    network = torch.nn.Sequential(*(part for layer in layers for part in (torch.nn.ReLU(), layer)))[1:].double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         for batch in torch.randperm(333, generator=draws)[:330].split(10):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
+            torch.nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()
             optimizer.step()
         schedule.step()
-    weight, bias = train_linear(x, y, 6, epochs, lr, decay, batch_size=10)
-    torch.testing.assert_close(weight, layer.weight.detach(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(bias, layer.bias.detach(), atol=1e-5, rtol=1e-4)
+    ours = train_classifier(x, y, 6, epochs, lr, decay, batch_size=10, hidden=sum(widths[1:-1]))
+    assert len(ours) == len(layers)
+    for (weight, bias), layer in zip(ours, layers):
+        torch.testing.assert_close(weight, layer.weight.detach(), atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(bias, layer.bias.detach(), atol=1e-9, rtol=1e-6)
+
+
+def test_a_hidden_layer_solves_what_is_not_linear():
+    draws = torch.Generator().manual_seed(3)
+    x = torch.randn(2000, 2, generator=draws)
+    x += x.sign()  # four clouds apart from each other: opposite ones are of one class (exclusive or)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    train, test = (x[:1500], y[:1500]), (x[1500:], y[1500:])
+    assert linear_probe(*train, *test, 2, epochs=20).top1 < 65
+    solved = linear_probe(*train, *test, 2, epochs=20, hidden=32)
+    assert solved.top1 > 98
+    assert linear_probe(*train, *test, 2, epochs=20, hidden=32) == solved
 
 
 def test_linear_probe_learns_from_few_and_scores_all():
