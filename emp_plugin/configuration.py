@@ -142,6 +142,7 @@ class Evaluation:
     enabled: bool = True
     views: list[str] = field(default_factory=lambda: ["whole", "bag"])
     probes: list[str] = field(default_factory=lambda: ["linear", "knn"])  # or mlp
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])  # the probes learn from these parts of the training labels
     bag_patches: Optional[int] = None  # as published 128 on a GPU; without one 16
     bag_augmented: Optional[bool] = None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
     linear: LinearProbe = field(default_factory=LinearProbe)
@@ -351,6 +352,8 @@ def _check_evaluation(cfg: DictConfig) -> None:
     _require(set(cfg.views) <= {"whole", "bag"}, f"evaluation.views knows whole and bag, got {list(cfg.views)}")
     _require(set(cfg.probes) <= {"linear", "mlp", "knn"}, f"evaluation.probes knows linear, mlp and knn, got {list(cfg.probes)}")
     _require(len(cfg.views) > 0 and len(cfg.probes) > 0, "evaluation.views and evaluation.probes must not be empty; evaluation.enabled=False skips it")
+    _require(len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
+             f"evaluation.label_fractions are in (0, 1], got {list(cfg.label_fractions)}")
     gpu = torch.cuda.is_available()
     cfg.bag_patches = (128 if gpu else 16) if cfg.bag_patches is None else cfg.bag_patches
     cfg.bag_augmented = gpu if cfg.bag_augmented is None else cfg.bag_augmented

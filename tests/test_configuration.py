@@ -58,6 +58,7 @@ def test_patches_by_share_of_the_image(config):
     ("optimizer.weight_decay=-1", "weight_decay"),
     ("evaluation.probes=[]", "must not be empty"),
     ("evaluation.probes=[svm]", "knows linear, mlp and knn"),
+    ("evaluation.label_fractions=[0.1,10]", "label_fractions are in"),
     ("evaluation.mlp.hidden=0", "evaluation.mlp.hidden"),
     ("evaluation.mlp.lr=0", "evaluation.mlp: "),
     ("optimizer.lr", "key=value"),

@@ -12,8 +12,9 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 
 COLUMNS = ["dataset", "holdout", "method", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches", "train_seconds",
-           "evaluation_seconds", "features", "view", "probe", "top1", "top5", "paper", "run", "error"]
+           "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 HERE = Path(__file__).parent
+PROBES = ("linear", "knn", "mlp")
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
           "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}
@@ -37,6 +38,7 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
         raise UserError(f"{results} is not there: run the comparison without report_only first")
     rows = pd.read_csv(results, dtype={"schedule": str, "paper": str, "error": str}, keep_default_na=True)
     rows[["schedule", "paper", "error"]] = rows[["schedule", "paper", "error"]].fillna("")
+    rows = rows.reindex(columns=COLUMNS).fillna({"labels": 1.0})  # a CSV from before there were parts of the labels
     write_text(folder / "table.md", table(rows))
     write_text(folder / "time_to_accuracy.md", time_to_accuracy(rows, thresholds))
     draw_convergence(rows, folder / "convergence.png")
@@ -53,8 +55,8 @@ def table(rows: pd.DataFrame) -> str:
     for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"], sort=True):
         lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}", ""]
         header = ["method", "features", "epochs", "minutes", "patches seen"]
-        for probe, view in cells:
-            header += [f"{_probe(probe)}, {view}"] + (["paper"] if probe == "linear" else [])
+        for probe, view, labels in cells:
+            header += [f"{_probe(probe)}, {view}{_labels(labels)}"] + (["paper"] if (probe, labels) == ("linear", 1) else [])
         lines += [_line(header + ["seeds"]), _line(["---"] * 3 + ["---:"] * (len(header) - 2))]
         for source in (part, references):
             for (method, features), of_method in source[source.error == ""].groupby(["method", "features"], sort=False):
@@ -63,14 +65,14 @@ def table(rows: pd.DataFrame) -> str:
     return "\n".join(lines + ["", _notes(measured)]) + "\n"
 
 
-def _table_row(method: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
+def _table_row(method: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str, float]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
     line = [LABELS.get(method, method), features, f"{rows.epoch.mean():.3g}" if trained else "",
             _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
-    for probe, view in cells:
-        cell = rows[(rows.probe == probe) & (rows.view == view)]
+    for probe, view, labels in cells:
+        cell = rows[(rows.probe == probe) & (rows.view == view) & (rows.labels == labels)]
         line.append(_mean(cell.top1, 2))
-        if probe == "linear":
+        if (probe, labels) == ("linear", 1):
             line.append(_paper_figure(cell.iloc[0]) if len(cell) else "")
     seeds = rows.seed.nunique()
     return line + [str(seeds) if seeds > 1 else f"1 (seed {rows.seed.iloc[0]})"]
@@ -109,7 +111,7 @@ def _notes(rows: pd.DataFrame) -> str:
 def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     """Minutes of training after which each method is first seen at a threshold: of the evaluated points the one with the shortest training."""
     measured, _ = _split(rows)
-    measured = measured[measured.error == ""]
+    measured = measured[(measured.error == "") & (measured.labels == 1)]
     lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
              "Linear probe, backbone's features: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
              + " Only evaluated points count, so that the true time may be shorter."]
@@ -146,7 +148,7 @@ def _first_minutes(rows: pd.DataFrame, threshold: float) -> str:
 def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
     """Linear probe of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
     measured, references = _split(rows)
-    keep = lambda frame: frame[(frame.error == "") & (frame.probe == "linear") & frame.features.isin(["backbone", "pixels"])]  # noqa: E731
+    keep = lambda frame: frame[(frame.error == "") & (frame.labels == 1) & (frame.probe == "linear") & frame.features.isin(["backbone", "pixels"])]  # noqa: E731
     measured, references = keep(measured), keep(references)
     views = _views(measured)
     if not views:
@@ -192,10 +194,10 @@ def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[~reference], rows[reference]
 
 
-def _cells(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(probe, view) in the order of the columns."""
-    there = {(row.probe, row.view) for row in rows[rows.error == ""].itertuples()}
-    return sorted(there, key=lambda cell: (cell[0] != "linear", cell[1] != "whole", cell[1]))
+def _cells(rows: pd.DataFrame) -> list[tuple[str, str, float]]:
+    """(probe, view, fraction of the labels) in the order of the columns."""
+    there = {(row.probe, row.view, row.labels) for row in rows[rows.error == ""].itertuples()}
+    return sorted(there, key=lambda cell: (-cell[2], PROBES.index(cell[0]), cell[1] != "whole", cell[1]))
 
 
 def _views(rows: pd.DataFrame) -> list[str]:
@@ -207,7 +209,11 @@ def _view_name(view: str) -> str:
 
 
 def _probe(probe: str) -> str:
-    return {"knn": "k-NN"}.get(probe, probe)
+    return {"knn": "k-NN", "mlp": "MLP"}.get(probe, probe)
+
+
+def _labels(fraction: float) -> str:
+    return "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
 
 
 def _title(rows: pd.DataFrame) -> str:

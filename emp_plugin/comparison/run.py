@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
 from emp_plugin.comparison.report import COLUMNS, write_report
-from emp_plugin.configuration import Probe, check_config, read_config
+from emp_plugin.configuration import Evaluation, Probe, check_config, read_config
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
 from emp_plugin.runs.probing import load_data, probe_checkpoint
@@ -91,7 +91,7 @@ class Runs:
     def write(self, rows: dict[Job, list[dict[str, Any]]]) -> None:
         """The CSV of all rows so far, and what is made from it."""
         table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
-        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe"])
+        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe", "labels"])
         write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
 
@@ -150,7 +150,8 @@ class Runs:
         untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | {"paper": "", "schedule": ""}
         rows = []
         for row in summary["evaluation"]:
-            cell = {key: row[key] for key in ("features", "view", "probe", "top1", "top5")}
+            row = {"labels": 1.0} | row  # a run from before there were parts of the labels
+            cell = {key: row[key] for key in ("features", "view", "probe", "labels", "top1", "top5")}
             rows.append(self.row(job, **known, **cell) | ({"method": row["model"], **untrained} if row["model"] in REFERENCES else {}))
         return rows
 
@@ -292,4 +293,5 @@ def _training(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _evaluation(cfg: DictConfig) -> dict[str, Any]:
-    return {key: value for key, value in OmegaConf.to_container(cfg.evaluation).items() if key != "references"}
+    settings = OmegaConf.merge(OmegaConf.structured(Evaluation), cfg.evaluation)  # an older run had what is now the default
+    return {key: value for key, value in OmegaConf.to_container(settings).items() if key != "references"}

@@ -1,4 +1,5 @@
 """The evaluation of a run: every view, feature and probe of the method, of the same method untrained, and of raw pixels."""
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.evaluation.features import Features, extract_features, pixel_features
-from emp_plugin.evaluation.probes import knn_probe, linear_probe
+from emp_plugin.evaluation.probes import knn_probe, labelled_part, linear_probe
 from emp_plugin.transforms import PatchRecipe
 
 
@@ -28,7 +29,8 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         num_workers: processes that decode images on disk.
 
     Yields:
-        One row (dict) per model, feature, view and probe: ``model, features, view, probe, top1, top5`` (percent) and ``seconds``.
+        One row (dict) per model, feature, view, probe and fraction of the labels: ``model, features, view, probe, labels, top1, top5`` (percent)
+        and ``seconds``.
     """
     device = next(trained.parameters()).device
     models = [(name, trained)]
@@ -48,13 +50,14 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
 
 def _probe(model: str, view: str, train: Features, test: Features, num_classes: int, settings: DictConfig, seconds: float,
            device: torch.device) -> Iterator[dict[str, Any]]:
-    for name in train.features:
+    for name, fraction in itertools.product(train.features, settings.label_fractions):
+        labelled = labelled_part(train.targets, fraction)
         for probe in settings.probes:
             began = time.perf_counter()
-            arguments = train.features[name], train.targets, test.features[name], test.targets
+            arguments = train.features[name][labelled], train.targets[labelled], test.features[name], test.targets
             if probe == "knn":
                 accuracy = knn_probe(*arguments, device=device)
             else:
                 accuracy = linear_probe(*arguments, num_classes, device=device, **settings[probe])  # of settings.linear or settings.mlp
-            yield {"model": model, "features": name, "view": view, "probe": probe, "top1": round(accuracy.top1, 2), "top5": round(accuracy.top5, 2),
-                   "seconds": round(seconds + time.perf_counter() - began, 1)}
+            yield {"model": model, "features": name, "view": view, "probe": probe, "labels": fraction, "top1": round(accuracy.top1, 2),
+                   "top5": round(accuracy.top5, 2), "seconds": round(seconds + time.perf_counter() - began, 1)}

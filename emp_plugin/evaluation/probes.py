@@ -18,6 +18,17 @@ class Accuracy(NamedTuple):
     top5: float
 
 
+def labelled_part(targets: Tensor, fraction: float) -> Tensor | slice:
+    """Indices, in order, of this fraction of the labels (N,): of every class the same, at least one. The same ones every time, and a smaller
+    fraction's are among a larger one's."""
+    if fraction == 1:
+        return slice(None)
+    draws = torch.Generator().manual_seed(PROBE_SEED)
+    order = torch.randperm(len(targets), generator=draws)
+    of_classes = [order[targets[order] == label] for label in targets.unique()]
+    return torch.cat([members[:max(1, round(fraction * len(members)))] for members in of_classes]).sort().values
+
+
 def linear_probe(train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor, num_classes: int, epochs: int = 100,
                  lr: float = 0.03, weight_decay: float = 5e-5, batch_size: int = 100, device: torch.device | str = "cpu", hidden: int = 0) -> Accuracy:
     """Train a linear classifier on frozen features by SGD and return its accuracy on the test features; with ``hidden``, a non-linear one.

@@ -108,7 +108,8 @@ def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModul
                         bf16="bf16" in str(cfg.get("precision", "32")), num_workers=cfg.data.num_workers):
         rows.append(row)
         write_rows(out, row, rows)
-        print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}: {row['top1']:.2f}", flush=True)
+        labels = f", {100 * row['labels']:g} % of the labels" if row["labels"] < 1 else ""
+        print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}{labels}: {row['top1']:.2f}", flush=True)
     return rows
 
 
@@ -117,8 +118,8 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
     for column in ("model", "features", "view", "probe"):
         table.add_column(column)
-    for column in ("top-1 %", "top-5 %"):
+    for column in ("labels %", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(row["model"], row["features"], row["view"], row["probe"], f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+        table.add_row(row["model"], row["features"], row["view"], row["probe"], f"{100 * row['labels']:g}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
     Console().print(table)

@@ -56,6 +56,14 @@ def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_se
     assert "over 2 seeds" in table and byol[9][1] == "2"
 
 
+def test_parts_of_the_labels_have_columns_of_their_own(tmp_path):
+    rows = [row("byol", 0, top1, labels=labels, paper="BYOL", probe=probe) for labels, probe, top1 in (
+        (0.01, "linear", 91.0), (1.0, "linear", 20.0), (1.0, "mlp", 22.0))]
+    table, minutes = report(tmp_path, rows)
+    assert cells(table, "BYOL")[5:9] == [("linear, whole", "20.00"), ("paper", "24.9\\*"), ("MLP, whole", "22.00"), ("linear, whole, 1 % of the labels", "91.00")]
+    assert cells(minutes, "BYOL")[-1] == ("best seen, %", "20.00")
+
+
 def test_a_single_seed_is_printed_as_such(tmp_path):
     table, minutes = report(tmp_path, [row("byol", 3, 25.0)])
     assert cells(table, "BYOL")[-1][1] == "1 (seed 3)" and cells(table, "BYOL")[5][1] == "25.00"

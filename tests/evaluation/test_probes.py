@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from emp_plugin.evaluation import knn_probe, linear_probe
+from emp_plugin.evaluation import knn_probe, labelled_part, linear_probe
 from emp_plugin.evaluation.probes import PROBE_SEED, top_k, train_classifier
 
 
@@ -94,3 +94,13 @@ def test_knn_against_plain_numpy():
 def test_knn_with_classes_missing_from_the_test_set():
     x, y = clouds(300)
     assert 0 <= knn_probe(x, y, x[y == 5], y[y == 5]).top1 <= 100
+
+
+def test_parts_of_the_labels_are_stratified_nested_and_fixed():
+    y = torch.tensor([7] * 500 + [2] * 200 + [4] * 3)[torch.randperm(703)]
+    few, some = labelled_part(y, 0.01), labelled_part(y, 0.1)
+    assert [(y[part] == label).sum().item() for part in (few, some) for label in (7, 2, 4)] == [5, 2, 1, 50, 20, 1]  # none without an image
+    assert set(few.tolist()) < set(some.tolist()) and torch.equal(some, some.sort().values)
+    torch.rand(5)
+    assert torch.equal(some, labelled_part(y, 0.1))
+    assert torch.equal(y[labelled_part(y, 1.0)], y)
