@@ -14,7 +14,7 @@ from emp_plugin.runs.folder import write_text  # noqa: E402
 COLUMNS = ["dataset", "holdout", "method", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches", "train_seconds",
            "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 HERE = Path(__file__).parent
-PROBES = ("linear", "knn", "mlp")
+PROBES = ("linear", "online linear", "knn", "mlp")
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
           "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}

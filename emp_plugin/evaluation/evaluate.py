@@ -10,12 +10,12 @@ from torch import nn
 
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.evaluation.features import Features, extract_features, pixel_features
-from emp_plugin.evaluation.probes import knn_probe, labelled_part, linear_probe
+from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, linear_probe, top_k
 from emp_plugin.transforms import PatchRecipe
 
 
 def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData | ImageFiles, test: ImageData | ImageFiles, recipe: PatchRecipe,
-             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0, online: nn.Module | None = None) -> Iterator[dict[str, Any]]:
     """Probe the features of a trained method beside those of the untrained one and raw pixels, the quickest first.
 
     Args:
@@ -27,6 +27,8 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         seed: of the patches.
         bf16: run the networks under bfloat16 autocast.
         num_workers: processes that decode images on disk.
+        online: the linear classifier that solo-learn trained along with the method, if it knows these labels: scored on the backbone's
+            features beside the ``linear`` probe; of whole images that is the validation's accuracy.
 
     Yields:
         One row (dict) per model, feature, view, probe and fraction of the labels: ``model, features, view, probe, labels, top1, top5`` (percent)
@@ -45,7 +47,15 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
                                          f"{model}, {view}, {split}", num_workers)
                         for split, data in (("train", train), ("test", test))]
             label = f"bag of {settings.bag_patches}" if view == "bag" else view
-            yield from _probe(model, label, *features, len(train.classes), settings, time.perf_counter() - began, device)
+            seconds = time.perf_counter() - began
+            yield from _probe(model, label, *features, len(train.classes), settings, seconds, device)
+            if method is trained and online is not None and "linear" in settings.probes:
+                yield _row(model, "backbone", label, "online linear", 1.0, _online_accuracy(online, features[1], device), seconds)
+
+
+def _online_accuracy(online: nn.Module, test: Features, device: torch.device) -> Accuracy:
+    with torch.inference_mode():
+        return top_k(online(test.features["backbone"].to(device)), test.targets.to(device))
 
 
 def _probe(model: str, view: str, train: Features, test: Features, num_classes: int, settings: DictConfig, seconds: float,
@@ -59,5 +69,9 @@ def _probe(model: str, view: str, train: Features, test: Features, num_classes: 
                 accuracy = knn_probe(*arguments, device=device)
             else:
                 accuracy = linear_probe(*arguments, num_classes, device=device, **settings[probe])  # of settings.linear or settings.mlp
-            yield {"model": model, "features": name, "view": view, "probe": probe, "labels": fraction, "top1": round(accuracy.top1, 2),
-                   "top5": round(accuracy.top5, 2), "seconds": round(seconds + time.perf_counter() - began, 1)}
+            yield _row(model, name, view, probe, fraction, accuracy, seconds + time.perf_counter() - began)
+
+
+def _row(model: str, features: str, view: str, probe: str, labels: float, accuracy: Accuracy, seconds: float) -> dict[str, Any]:
+    return {"model": model, "features": features, "view": view, "probe": probe, "labels": labels, "top1": round(accuracy.top1, 2),
+            "top5": round(accuracy.top5, 2), "seconds": round(seconds, 1)}

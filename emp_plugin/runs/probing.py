@@ -91,21 +91,25 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     path = Path(probe.pretrained_feature_extractor).expanduser()
     bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
     out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
-    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device, out)
+    # a classifier trained online knows the classes it was trained on; those of a folder have no names to compare
+    same_labels = dataset == cfg.data.dataset and (dataset != "custom" or not probe.data.train_path)
+    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device, out, same_labels)
     print_table(rows, f"{path} on {dataset}")
     print(f"results: {out}")
     return rows
 
 
 def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData | ImageFiles,
-                 test: ImageData | ImageFiles, device: torch.device, out: Path) -> list[dict[str, Any]]:
+                 test: ImageData | ImageFiles, device: torch.device, out: Path, same_labels: bool = True) -> list[dict[str, Any]]:
     """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
 
-    ``out`` is a CSV file of the rows so far, so that an evaluation cut short leaves what it has.
+    ``out`` is a CSV file of the rows so far, so that an evaluation cut short leaves what it has. ``same_labels`` says that the method was trained
+    on these classes, so that its online classifier can be scored.
     """
     rows = []
     for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
-                        bf16="bf16" in str(cfg.get("precision", "32")), num_workers=cfg.data.num_workers):
+                        bf16="bf16" in str(cfg.get("precision", "32")), num_workers=cfg.data.num_workers,
+                        online=model.classifier if same_labels else None):
         rows.append(row)
         write_rows(out, row, rows)
         labels = f", {100 * row['labels']:g} % of the labels" if row["labels"] < 1 else ""

@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 
 from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin.configuration import recipes
+from emp_plugin.data import PretrainData
+from emp_plugin.evaluation import extract_features
+from emp_plugin.evaluation.probes import train_classifier
 from emp_plugin.runs.callbacks import CONFIG_KEY, Checkpoints
+from emp_plugin.runs.probing import evaluate_run, fresh_method
+from emp_plugin.solo_learn import pl
+from emp_plugin.transforms import BatchMultiPatch
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["precision=32", "data.num_patches=2", "optimizer.batch_size=16", "method_kwargs.embedding_dim=32",
@@ -45,13 +52,31 @@ def test_what_a_run_leaves(finished):
     rows = pd.DataFrame(summary["evaluation"])
     assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
         (model, features, "bag of 2", probe) for model in ("emp", "untrained") for features in ("backbone", "embedding")
-        for probe in ("linear", "knn")} | {("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")}
+        for probe in ("linear", "knn")} | {("emp", "backbone", "bag of 2", "online linear")} | {("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")}
     assert rows.top1.between(0, 100).all() and (rows.top5 >= rows.top1).all()
     metrics = pd.read_csv(finished / "metrics.csv")
     assert metrics.train_coding_rate.notna().sum() == 10 and metrics.val_acc1.notna().sum() == 2
     for name in ("patches.png", "curves.png"):
         with Image.open(finished / name) as picture:
             assert min(picture.size) > 50
+
+
+@pytest.mark.parametrize("method", ["emp", "byol"])
+def test_the_online_classifier_s_row_is_the_validation_s(config, digits, tmp_path, method):
+    cfg = config(f"digits/{method}", "precision=32", "evaluation.views=[whole]", "evaluation.probes=[linear]", "evaluation.linear.epochs=1",
+                 "evaluation.references=False")
+    train, test = digits[0].subset(range(80)), digits[1].subset(range(60))
+    model, (recipe, *_) = fresh_method(cfg), recipes(cfg)
+    features = extract_features(model, train, recipe)
+    ((weight, bias),) = train_classifier(features.features["backbone"], features.targets, 10, 30, 0.03, 0, 10)  # an online one that knows something
+    model.classifier.load_state_dict({"weight": weight, "bias": bias})
+    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, torch.device("cpu"), tmp_path / "evaluation.csv")
+    (row,) = [row for row in rows if row["probe"] == "online linear"]
+    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (validated,) = trainer.validate(model, datamodule=PretrainData(train, test, views, 16, 0, 0, stacked=False, on_device=True), verbose=False)
+    assert (row["model"], row["features"], row["view"], row["labels"]) == (method, "backbone", "whole", 1) and 25 < row["top1"] < row["top5"]
+    assert (row["top1"], row["top5"]) == (pytest.approx(validated["val_acc1"], abs=0.006), pytest.approx(validated["val_acc5"], abs=0.006))
 
 
 def test_schedule_reaches_zero_over_the_run_s_steps(finished):
@@ -133,7 +158,7 @@ def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, config
     assert main.main([*arguments, f"pretrained_feature_extractor={finished / 'last.ckpt'}"]) == 0
     rows, whole = pd.read_csv(finished / f"{probe}-digits-last-bag2.csv"), pd.read_csv(finished / "evaluation.csv")
     columns = ["model", "features", "view", "top1", "top5"]
-    pd.testing.assert_frame_equal(rows[columns], whole[whole.probe == probe][columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(rows[columns], whole[whole.probe.isin([probe, f"online {probe}"])][columns].reset_index(drop=True))
 
 
 def test_nan_loss_stops_with_advice(tmp_path, capsys):
