@@ -82,5 +82,7 @@ def test_probe_configuration():
         read_config(str(SCRIPTS / "linear" / "cifar"), "emp", [], Probe)
     probe = read_config(str(SCRIPTS / "knn" / "cifar"), "emp", ["pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4"], Probe)
     assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn"], 4)
+    path = "pretrained_feature_extractor=a run/epoch=1.ckpt"
+    assert read_config(str(SCRIPTS / "knn" / "cifar"), "emp", [path], Probe).pretrained_feature_extractor == "a run/epoch=1.ckpt"
     with pytest.raises(UserError, match="unknown setting 'max_epochs'"):
         read_config(str(SCRIPTS / "knn" / "cifar"), "emp", ["pretrained_feature_extractor=x.ckpt", "max_epochs=4"], Probe)

@@ -1,4 +1,4 @@
-"""From the rows of a comparison (CSV) to table.md, time_to_accuracy.md and convergence.png; nothing else is needed."""
+"""From the rows of a comparison (CSV) to table.md, time_to_accuracy.md and convergence.png; nothing else is needed. And the table of transfers."""
 from pathlib import Path
 
 import matplotlib
@@ -55,8 +55,8 @@ def table(rows: pd.DataFrame) -> str:
     for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"], sort=True):
         lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}", ""]
         header = ["method", "features", "epochs", "minutes", "patches seen"]
-        for probe, view, labels in cells:
-            header += [f"{_probe(probe)}, {view}{_labels(labels)}"] + (["paper"] if (probe, labels) == ("linear", 1) else [])
+        for cell in cells:
+            header += [_cell_name(*cell)] + (["paper"] if (cell[0], cell[2]) == ("linear", 1) else [])
         lines += [_line(header + ["seeds"]), _line(["---"] * 3 + ["---:"] * (len(header) - 2))]
         for source in (part, references):
             for (method, features), of_method in source[source.error == ""].groupby(["method", "features"], sort=False):
@@ -185,6 +185,28 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
     temporary.replace(path)
 
 
+# ----------------------------------------------------------------------------------------------------------- transfer.md
+
+
+def transfer_table(rows: pd.DataFrame) -> str:
+    """One table per dataset that was probed: a line per checkpoint and features, with what it was trained on.
+
+    Args:
+        rows: of :func:`emp_plugin.comparison.transfer.transfer`.
+    """
+    cells = _cells(rows.assign(error=""))
+    lines = ["# Features probed on the dataset they were trained on, and on the other", "", "Top-1 accuracy in percent."]
+    for dataset, part in rows.groupby("dataset", sort=False):
+        header = ["model", "trained on", "seed", "features", *(_cell_name(*cell) for cell in cells)]
+        lines += ["", f"## {_dataset(dataset)}", "", _line(header), _line(["---"] * 4 + ["---:"] * len(cells))]
+        for (checkpoint, model, features), of_model in part.groupby(["checkpoint", "model", "features"], sort=False):
+            run = of_model.iloc[0]
+            about = [model, "", ""] if model in REFERENCE_STYLES else [run["name"], _dataset(run.trained_on), str(run.seed)]
+            top1 = of_model.set_index(["probe", "view", "labels"]).top1
+            lines.append(_line(about + [features] + [f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells]))
+    return "\n".join(lines) + "\n"
+
+
 # --------------------------------------------------------------------------------------------------------------- pieces
 
 
@@ -208,16 +230,20 @@ def _view_name(view: str) -> str:
     return "whole images" if view == "whole" else f"{view} patches"
 
 
+def _cell_name(probe: str, view: str, labels: float) -> str:
+    return f"{_probe(probe)}, {view}" + ("" if labels == 1 else f", {100 * labels:g} % of the labels")
+
+
 def _probe(probe: str) -> str:
     return {"knn": "k-NN", "mlp": "MLP"}.get(probe, probe)
 
 
-def _labels(fraction: float) -> str:
-    return "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
+def _dataset(name: str) -> str:
+    return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(name, name)
 
 
 def _title(rows: pd.DataFrame) -> str:
-    name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(rows.dataset.iloc[0], rows.dataset.iloc[0])
+    name = _dataset(rows.dataset.iloc[0])
     holdout = rows.holdout.max()
     return name + (f", held-out {100 * holdout:g} % of the training set" if holdout else "")
 
