@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_patches_by_share_of_the_image(config):
     assert (recipe.patch_size, recipe.scale, recipe.ratio, recipe.num_patches) == (None, (0.2, 0.5), (1.0, 1.0), 20)
     (recipe,) = recipes(config("cifar/emp", "augmentations=[{crop_size: 24, num_crops: 3, patch_size: 8}]"))
     assert (recipe.patch_size, recipe.output_size, recipe.num_patches) == (8, 24, 3)
+
+
+@pytest.mark.parametrize("name, preset", [("cifar/emp", "emp_crop_grey"), ("tiny-imagenet/emp", "emp_crop_grey"), ("cifar/simclr", "crop_grey"),
+                                          ("cifar/byol", "crop_grey"), ("cifar/swav", "crop_grey")])
+def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(config, name, preset):
+    usual, few = config(name), config(name, f"augmentations={preset}")
+    off = {"flip_prob": 0.0, "jitter_prob": 0.0, "jitter": (0.0,) * 4, "blur_prob": 0.0, "solarize_prob": 0.0}
+    views = [[recipe.with_patches(1) for recipe in recipes(cfg) for _ in range(recipe.num_patches)] for cfg in (usual, few)]
+    assert [dataclasses.replace(recipe, **off) for recipe in views[0]] == views[1]
+    assert views[0][0].grey_prob == 0.2 and usual != few
+    for cfg in (usual, few):
+        del cfg["augmentations"]
+    assert usual == few
 
 
 @pytest.mark.parametrize("override,message", [
