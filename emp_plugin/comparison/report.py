@@ -1,5 +1,7 @@
 """From the rows of a comparison (CSV) to table.md, time_to_accuracy.md and convergence.png; nothing else is needed. And the table of transfers."""
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -13,6 +15,7 @@ from emp_plugin.runs.folder import write_text  # noqa: E402
 
 COLUMNS = ["dataset", "holdout", "method", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches", "train_seconds",
            "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
+COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
 PROBES = ("linear", "online linear", "knn", "mlp")
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
@@ -49,7 +52,7 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
 
 def table(rows: pd.DataFrame) -> str:
     """One table per length and schedule: this comparison's figures, and the paper's in columns of their own."""
-    measured, references = _split(rows)
+    measured, references = _split(rows[rows.schedule != COURSE])
     cells = _cells(rows)
     lines = [f"# {_title(rows)}", "", "Top-1 accuracy in percent, last epoch" + _spread(rows)]
     for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"], sort=True):
@@ -114,7 +117,7 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     measured = measured[(measured.error == "") & (measured.labels == 1)]
     lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
              "Linear probe, backbone's features: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
-             + " Only evaluated points count, so that the true time may be shorter."]
+             + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter."]
     paper = pd.read_csv(HERE / "paper_minutes.csv")
     paper = paper[paper.dataset.isin(set(rows.dataset))]
     for view in _views(measured):
@@ -146,25 +149,20 @@ def _first_minutes(rows: pd.DataFrame, threshold: float) -> str:
 
 
 def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
-    """Linear probe of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
-    measured, references = _split(rows)
-    keep = lambda frame: frame[(frame.error == "") & (frame.labels == 1) & (frame.probe == "linear") & frame.features.isin(["backbone", "pixels"])]  # noqa: E731
-    measured, references = keep(measured), keep(references)
-    views = _views(measured)
-    if not views:
+    """Linear probe and k-NN of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
+    measured, references = _split(rows[(rows.error == "") & (rows.labels == 1) & rows.probe.isin(["linear", "knn"]) & rows.features.isin(["backbone", "pixels"])])
+    cells = [(probe, view) for probe, view, _ in _cells(measured)]
+    if not cells:
         return
-    figure, axes = plt.subplots(len(views), 2, figsize=(9.6, 3.2 * len(views) + 0.9), squeeze=False, layout="constrained", sharey="row")
-    several = measured.schedule.nunique() > 1
-    for view, line in zip(views, axes):
+    figure, axes = plt.subplots(len(cells), 2, figsize=(9.6, 3.2 * len(cells) + 0.9), squeeze=False, layout="constrained", sharey="row")
+    for (probe, view), line in zip(cells, axes):
+        part = measured[(measured.probe == probe) & (measured.view == view)].assign(minutes=measured.train_seconds / 60)
+        same = references[(references.probe == probe) & (references.view == view)]
         for axis, (quantity, unit) in zip(line, (("epoch", "epochs (passes through the training set)"), ("minutes", "minutes of training (without evaluation)"))):
-            part = measured[measured.view == view].assign(minutes=measured.train_seconds / 60)
-            for (method, schedule), curve in part.groupby(["method", "schedule"], sort=False):
-                colour, marker = STYLES.get(method, ("#777777", "*"))
-                points = curve.groupby("length").agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
-                label = LABELS.get(method, method) + (f", {schedule}" if several else "")
-                axis.errorbar(points.x, points.y, points.spread.fillna(0), color=colour, marker=marker, markersize=6, linewidth=1.4, capsize=3, label=label,
-                              linestyle="-" if schedule == "snapshot" else "--", markerfacecolor=colour if schedule == "snapshot" else "white")
-            for name, reference in references[references.view.isin([view, "whole"] if view == "whole" else [view])].groupby("method"):
+            for label, style, curve in _curves(part):
+                points = curve.groupby("point").agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
+                axis.errorbar(points.x, points.y, points.spread.fillna(0), linewidth=1.4, capsize=3, label=label, **style)
+            for name, reference in same.groupby("method"):
                 colour, style = REFERENCE_STYLES[name]
                 axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
             if part[quantity].max() > 20 * part[quantity].min() > 0:
@@ -174,15 +172,30 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
                 axis.set_xlim(left=0)
             axis.set_xlabel(unit)
             axis.grid(alpha=0.25)
-        line[0].set_ylabel(f"top-1 accuracy (%)\n{_view_name(view)}")
+        line[0].set_ylabel(f"top-1 accuracy (%)\n{_probe(probe)}, {_view_name(view)}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
     spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
-    figure.suptitle(f"{_title(rows)}: linear probe of the backbone's features{spread}", fontsize=10)
+    figure.suptitle(f"{_title(rows)}: probes of the backbone's features{spread}", fontsize=10)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
     plt.close(figure)
     temporary.replace(path)
+
+
+def _curves(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """(label, style, rows) of each line, a ``point`` of it being what seeds have in common: the end of runs of one length, or an epoch in their course."""
+    ends, course = rows[rows.schedule != COURSE], rows[rows.schedule == COURSE]
+    for (method, length), points in course.groupby(["method", "length"], sort=False):
+        colour, marker = STYLES.get(method, ("#777777", "*"))
+        whole = rows[rows.run.isin(points.run)].drop_duplicates(["run", "epoch"])
+        label = f"{LABELS.get(method, method)}, in the course of {describe_length(points.budget.iloc[0], length)}"
+        yield label, {"color": colour, "marker": marker, "markersize": 3, "linestyle": "-"}, whole.assign(point=whole.epoch)
+    for (method, schedule), points in ends.groupby(["method", "schedule"], sort=False):
+        colour, marker = STYLES.get(method, ("#777777", "*"))
+        style = {"linestyle": "-", "markerfacecolor": colour} if schedule == "snapshot" else {"linestyle": "--", "markerfacecolor": "white"}
+        label = LABELS.get(method, method) + (f", {schedule}" if ends.schedule.nunique() > 1 else "")
+        yield label, {"color": colour, "marker": marker, "markersize": 6} | style, points.assign(point=points.length)
 
 
 # ----------------------------------------------------------------------------------------------------------- transfer.md

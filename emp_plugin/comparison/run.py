@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
-from emp_plugin.comparison.report import COLUMNS, write_report
+from emp_plugin.comparison.report import COLUMNS, COURSE, write_report
 from emp_plugin.configuration import Evaluation, Probe, check_config, read_config
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
@@ -92,6 +92,7 @@ class Runs:
         """The CSV of all rows so far, and what is made from it."""
         table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
         twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe", "labels"])
+        twice |= table.schedule.eq(COURSE) & table.duplicated(["run", "schedule", "steps", "features", "view", "probe", "labels"])  # a run of two jobs
         write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
 
@@ -109,22 +110,37 @@ class Runs:
         recipe = self.recipe(job.method, overrides)
         print(f"  {resolved(recipe)}", flush=True)
         kept = [f"epoch={point:g}.ckpt" for point in job.points[:-1]]
+        every, course = self.course(job, recipe)
+        if every:
+            overrides += (f"checkpoint.keep_every_n_steps={every}",)
         if kept:
             overrides += (f"checkpoint.frequency={math.gcd(*map(int, job.points))}", "checkpoint.keep_prev=True")
+        kept += [f"step={step}.ckpt" for step in course]
         folder = self.finished(recipe, "runs", kept, again)
         if folder:
             print(f"  done: {folder}")
         else:
             folder = self.train(job.method, recipe, (*overrides, f"evaluation.references={references}"), "runs", kept)
-        rows = [row for point in job.points[:-1] for row in self.rows_of_point(job, point, recipe, folder)]
-        summary = json.loads((folder / SUMMARY).read_text())
-        return rows + self.rows_of_evaluation(job, job.length, recipe, folder, summary)
+        rows = []
+        for point in job.points[:-1]:
+            rows += self.rows_of_evaluation(job, point, recipe, folder, self.summary_of(folder / f"epoch={point:g}.ckpt", recipe))
+        for step in course:
+            point = {"schedule": COURSE, "epoch": round(step / self.steps_per_epoch(job.method), 4)}
+            rows += self.rows_of_evaluation(job, job.length, recipe, folder, self.summary_of(folder / f"step={step}.ckpt", recipe), **point)
+        return rows + self.rows_of_evaluation(job, job.length, recipe, folder, json.loads((folder / SUMMARY).read_text()))
 
-    def rows_of_point(self, job: Job, epoch: float, recipe: DictConfig, folder: Path) -> list[dict[str, Any]]:
-        """The rows of an earlier epoch of a run, whose checkpoint is evaluated once. Raises RunFailed."""
-        kept = folder / f"epoch={epoch:g}.json"
+    def course(self, job: Job, recipe: DictConfig) -> tuple[int, list[int]]:
+        """Steps between two points in the course of a run (0: there are none), and these points but for its end and the job's own."""
+        if not self.cfg.evaluate_every:
+            return 0, []
+        per_epoch = self.steps_per_epoch(job.method)
+        every = max(1, round(self.cfg.evaluate_every * per_epoch))
+        return every, [step for step in range(every, self.steps(job.method, recipe), every) if step / per_epoch not in job.points[:-1]]
+
+    def summary_of(self, checkpoint: Path, recipe: DictConfig) -> dict[str, Any]:
+        """What summary.json is to a run, of a checkpoint on its way; it is evaluated once. Raises RunFailed."""
+        kept = checkpoint.with_suffix(".json")
         if not kept.exists():
-            checkpoint = kept.with_suffix(".ckpt")
             print(f"  evaluating {checkpoint}", flush=True)
             try:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -138,15 +154,12 @@ class Runs:
                        "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
                        "evaluation_seconds": round(sum(row["seconds"] for row in made), 1)}
             write_text(kept, json.dumps(summary, indent=2) + "\n")
-        return self.rows_of_evaluation(job, epoch, recipe, folder, json.loads(kept.read_text()))
+        return json.loads(kept.read_text())
 
-    def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
-        if job.budget == "epochs":
-            epoch = length
-        else:
-            epoch = recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job.method)) / self.steps_per_epoch(job.method)
+    def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any], **point: Any) -> list[dict[str, Any]]:
+        epoch = length if job.budget == "epochs" else self.steps(job.method, recipe) / self.steps_per_epoch(job.method)
         known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
-                 **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}}
+                 **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}} | point
         untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | {"paper": "", "schedule": ""}
         rows = []
         for row in summary["evaluation"]:
@@ -177,6 +190,10 @@ class Runs:
             print(f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes", flush=True)
         epochs, limit = split_steps(steps, per_epoch)
         return (f"max_epochs={epochs}", *([f"limit_train_batches={limit}"] if limit < per_epoch else []))
+
+    def steps(self, method: str, recipe: DictConfig) -> int:
+        """Of a run of this recipe."""
+        return recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(method))
 
     def steps_per_second(self, method: str, minutes: float) -> float:
         """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
@@ -228,7 +245,7 @@ class Runs:
             if (folder / LAST).exists():
                 before.evaluation = recipe.evaluation
                 write_text(folder / CONFIG, OmegaConf.to_yaml(before))
-                for done in (*folder.glob("epoch=*.json"), summary):
+                for done in (*folder.glob("*=*.json"), summary):
                     done.unlink()
         return None
 

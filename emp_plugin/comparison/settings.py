@@ -1,7 +1,7 @@
 """The settings of a comparison; what is none of them goes to the recipes."""
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +23,7 @@ class Comparison:
     epochs: list[float] = field(default_factory=lambda: [1.0])
     minutes: list[float] = field(default_factory=list)
     schedule: list[str] = field(default_factory=lambda: ["fitted"])  # spans the k epochs, or is a long one's, looked at after k epochs
+    evaluate_every: Optional[float] = None  # epochs between points in the course of every run, for time_to_accuracy.md and convergence.png
     thresholds: list[float] = field(default_factory=list)  # of time_to_accuracy.md, top-1 in percent
     results_dir: str = MISSING
     report_only: bool = False  # make tables and plots from the CSV that is there
@@ -65,6 +66,7 @@ def _check(cfg: DictConfig) -> None:
     require(cfg.methods and cfg.seeds, "methods and seeds must not be empty")
     name = "minutes" if cfg.budget == "minutes" else "epochs"
     require(cfg[name] and min(cfg[name]) > 0, f"budget={cfg.budget} needs {name}=[...], all positive")
+    require(cfg.evaluate_every is None or cfg.evaluate_every > 0, f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}")
     if "snapshot" in cfg.schedule:
         require(cfg.budget == "epochs", "schedule=snapshot is of epochs: leave budget at epochs")
         require(all(epoch == int(epoch) for epoch in cfg.epochs), "schedule=snapshot looks at whole epochs")

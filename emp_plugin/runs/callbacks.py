@@ -37,7 +37,8 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Keeps ``last.ckpt`` (every few steps and at the end of every epoch) and ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed).
+    """Keeps ``last.ckpt`` (every few steps and at the end of every epoch), ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed) and, if asked to,
+    ``step=N.ckpt``.
 
     A checkpoint is of the moment between two steps: it is written when the next batch is about to be trained on, or training ends. At the end
     of a batch would be too early: Lightning calls a callback's hook before the module's (momentum networks) and logs after both. SIGTERM,
@@ -49,14 +50,16 @@ class Checkpoints(pl.Callback):
         frequency: epochs between two kept checkpoints.
         keep_previous: keep all of them, or only the newest.
         config: the run's configuration in plain containers, stored in every checkpoint so that it can be rebuilt from the file.
+        keep_every_n_steps: optimiser steps between two ``step=N.ckpt``, which are all kept; None: there are none.
 
     Raises:
         UserError: after a signal, when the checkpoint is written.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, frequency: int, keep_previous: bool, config: dict[str, Any]):
+    def __init__(self, folder: Path, every_n_steps: int, frequency: int, keep_previous: bool, config: dict[str, Any],
+                 keep_every_n_steps: int | None = None):
         self.folder, self.every_n_steps, self.frequency, self.keep_previous = folder, every_n_steps, frequency, keep_previous
-        self.config = config
+        self.config, self.keep_every_n_steps = config, keep_every_n_steps
         self.saved_step = 0
         self.loss = torch.zeros(())
         self.signal = 0
@@ -94,6 +97,8 @@ class Checkpoints(pl.Callback):
             return  # in the middle of a step
         step = trainer.global_step
         trainer.fit_loop.epoch_loop._batches_that_stepped = step  # Lightning is one ahead when it continues from between two steps
+        if self.keep_every_n_steps and step and step % self.keep_every_n_steps == 0:
+            trainer.save_checkpoint(self.folder / f"step={step}.ckpt", weights_only=False)
         if batch_idx == 0 or step % self.every_n_steps == 0:
             self._save_last(trainer, 0 if batch_idx else trainer.current_epoch)
         self._answer_signal(trainer)

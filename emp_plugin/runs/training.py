@@ -42,7 +42,7 @@ def pretrain(cfg: DictConfig) -> Path:
     if not trainer.is_global_zero:  # the first process alone writes and evaluates
         fit(cfg, trainer, model, train, test, folder, checkpoint)
         return folder
-    with claim(folder, cfg, checkpoint_bytes(cfg, model)):
+    with claim(folder, cfg, checkpoint_bytes(cfg, model, len(train) // (cfg.optimizer.batch_size * trainer.world_size))):
         print(f"run folder: {folder}" + (f", continued from {checkpoint} (step {resumed_step})" if checkpoint else ""))
         trainer.loggers = build_loggers(cfg, folder, resumed_step)
         draw_first_patches(cfg, train, folder)
@@ -62,7 +62,7 @@ def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: 
     trainer.callbacks += [timer, StopOnBrokenLoss()]
     if cfg.checkpoint.enabled:
         trainer.callbacks.append(Checkpoints(folder, cfg.checkpoint.every_n_steps, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev,
-                                             OmegaConf.to_container(cfg)))
+                                             OmegaConf.to_container(cfg), cfg.checkpoint.keep_every_n_steps))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C
@@ -120,10 +120,14 @@ def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule) -> int:
+def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
     """What the checkpoints of a run take at least: weights and one moment of the optimiser, as often as it keeps them (and one being written)."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
     kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
+    if cfg.checkpoint.keep_every_n_steps:
+        limit = cfg.get("limit_train_batches") or 1.0
+        steps = cfg.max_epochs * (min(limit, steps_per_epoch) if isinstance(limit, int) else int(limit * steps_per_epoch))
+        kept += steps // cfg.checkpoint.keep_every_n_steps
     return 2 * weights * (3 + kept) if cfg.checkpoint.enabled else 0
 
 

@@ -108,6 +108,34 @@ def test_plot(tmp_path, two_seeds):
     assert {tuple(bytes.fromhex(STYLES[name][0][1:])) for name in ("emp", "byol")} <= colours
 
 
+@pytest.fixture
+def course():
+    """Two runs of one epoch, each looked at three times, by two probes."""
+    return [row("emp", seed, top1 + seed + (5 if probe == "knn" else 0), epoch=epoch, minutes=minutes + seed, probe=probe, run=f"runs/{seed}", length=1.0,
+                schedule="fitted" if epoch == 1 else "course")
+            for seed in (0, 1) for epoch, minutes, top1 in ((0.25, 5, 30), (0.5, 10, 55), (1.0, 20, 70)) for probe in ("linear", "knn")]
+
+
+def test_points_in_the_course_of_runs_are_not_runs_of_that_length(tmp_path, course):
+    table, minutes = report(tmp_path, course)
+    assert table.count("## ") == 1 and "## 1 epoch, schedule fitted" in table
+    assert dict(cells(table, "EMP-SSL"))["linear, whole"] == f"70.50 ± {statistics.stdev([70, 71]):.2f}"
+    assert cells(minutes, "EMP-SSL")[1] == ("50 %", f"10.5 ± {statistics.stdev([10, 11]):.1f}")  # the end alone would say 20.5
+
+
+def test_convergence_has_a_line_through_the_course_for_linear_and_knn(tmp_path, course, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("emp_plugin.comparison.report.plt.close", drawn.append)
+    report(tmp_path, course)
+    axes = drawn[0].axes
+    assert [axis.get_ylabel().split("\n")[1] for axis in axes[::2]] == ["linear, whole images", "k-NN, whole images"]
+    for axis, x, y in ((axes[0], [0.25, 0.5, 1], [30.5, 55.5, 70.5]), (axes[1], [5.5, 10.5, 20.5], [30.5, 55.5, 70.5]), (axes[2], [0.25, 0.5, 1], [35.5, 60.5, 75.5])):
+        (line,) = [bars.lines[0] for bars in axis.containers if bars.get_label() == "EMP-SSL, in the course of 1 epoch"]
+        assert line.get_xdata().tolist() == pytest.approx(x) and line.get_ydata().tolist() == pytest.approx(y)
+        (end,) = [bars.lines[0] for bars in axis.containers if bars.get_label() == "EMP-SSL"]
+        assert end.get_xdata().tolist() == pytest.approx(x[-1:])
+
+
 def test_methods_have_colours_of_their_own():
     assert len({colour for colour, _ in STYLES.values()}) == len({marker for _, marker in STYLES.values()}) == len(STYLES)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.comparison import run
@@ -119,6 +120,19 @@ def test_snapshots_are_points_of_one_training(tmp_path, trained):
     assert "## 1 epoch, schedule fitted" in text and "## 1 epoch, schedule snapshot" in text
     compare(tmp_path, "methods=[emp]", "epochs=[1,2]", "schedule=[fitted,snapshot]")
     assert len(trained) == 2
+
+
+def test_points_in_the_course_of_a_run(tmp_path, trained):
+    rows = compare(tmp_path, "methods=[emp]", "evaluate_every=0.25").query("method == 'emp' and features == 'backbone'").set_index("steps")
+    assert trained == ["emp"] and rows.index.tolist() == [1, 2, 3, 4]
+    assert rows.schedule.tolist() == ["course"] * 3 + ["fitted"] and rows.epoch.tolist() == [0.25, 0.5, 0.75, 1] and set(rows.length) == {1}
+    assert rows.train_seconds.is_monotonic_increasing and (rows.evaluation_seconds > 0).all() and rows.images.tolist() == [16, 32, 48, 64]
+    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    for step in (1, 2, 3):
+        assert torch.load(folder / f"step={step}.ckpt", weights_only=True)["global_step"] == step
+    assert "schedule course" not in (tmp_path / "table.md").read_text()
+    again = compare(tmp_path, "methods=[emp]", "evaluate_every=0.5").query("method == 'emp' and features == 'backbone'")
+    assert trained == ["emp"] and again.steps.tolist() == [2, 4] and again.top1.tolist() == rows.top1[[2, 4]].tolist()  # no training for fewer points
 
 
 def test_equal_minutes_are_measured_once_and_fitted(tmp_path, trained, no_report, monkeypatch):

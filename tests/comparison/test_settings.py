@@ -35,6 +35,8 @@ def test_own_settings_and_those_of_the_recipes():
     (["schedule=snapshot", "epochs=[0.5]"], "whole epochs"),
     (["seeds=[a]"], "digits.yaml: "),
     (["methods=[]"], "must not be empty"),
+    (["evaluate_every=0"], "evaluate_every is a number of epochs"),
+    (["evaluate_every=often"], "could not be converted to Float"),
 ])
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
