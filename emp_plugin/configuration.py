@@ -130,8 +130,8 @@ class LinearProbe:
 
 @dataclass
 class MLPProbe(LinearProbe):
-    """The linear probe's SGD with a hidden layer of ReLUs. arXiv 2303.01986 compares with such a probe; its published code has linear ones
-    alone, so that the width is ours: that of a ResNet-18's features."""
+    """The linear probe's SGD with a hidden layer of ReLUs, for the evaluation of arXiv 2303.01986. Its published code (FFCV-SSL) has linear probes
+    alone, so that the settings are ours: those of the linear probe, and the width of a ResNet-18's features."""
 
     hidden: int = 512
 

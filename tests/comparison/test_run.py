@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.comparison import run
@@ -69,6 +70,20 @@ def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, cap
     assert (tmp_path / "table.md").exists() and trained == ["emp", "simclr"]
 
 
+def test_a_run_from_before_a_setting_of_the_evaluation_is_not_evaluated_again(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "methods=[emp]")
+    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    cfg, summary = OmegaConf.load(folder / "config.yaml"), json.loads((folder / "summary.json").read_text())
+    for key in ("mlp", "label_fractions"):
+        del cfg.evaluation[key]
+    for row in summary["evaluation"]:
+        del row["labels"]
+    OmegaConf.save(cfg, folder / "config.yaml")
+    (folder / "summary.json").write_text(json.dumps(summary))
+    pd.testing.assert_frame_equal(compare(tmp_path, "methods=[emp]"), rows)
+    assert trained == ["emp"]
+
+
 @pytest.mark.slow
 def test_more_seeds_and_other_probes(tmp_path, trained, no_report):
     simclr = compare(tmp_path).query("method == 'simclr'").iloc[0]
@@ -78,7 +93,7 @@ def test_more_seeds_and_other_probes(tmp_path, trained, no_report):
     assert other[(other.method == "simclr") & (other.seed == 0)].top1.iloc[0] == simclr.top1
 
     rows = compare(tmp_path, "evaluation.linear.epochs=2", "evaluation.probes=[knn,linear]")
-    assert trained[-2:] == ["emp", "simclr"] and set(rows.probe) == {"knn", "linear"}
+    assert trained[-2:] == ["emp", "simclr"] and set(rows.probe) == {"knn", "linear", "online linear"}
     assert rows[(rows.method == "simclr") & (rows.probe == "knn")].top1.iloc[0] == simclr.top1  # evaluated again, not trained again
     assert len(list((tmp_path / "runs").glob("*/*"))) == 3
 
