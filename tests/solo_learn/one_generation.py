@@ -15,8 +15,12 @@ from emp_plugin.runs.probing import fresh_method, load_method
 from emp_plugin.solo_learn import backbone_of, pl
 
 BATCH = 8
-FLOAT32 = ("emp",)  # the others in float64; why: test_generations_agree.py
-STEPS = {"emp": 20, "simclr": 20, "byol": 20, "vicreg": 2, "ressl": 2}
+STEPS = {"emp": 20, "simclr": 20, "simclr-warmup": 20, "byol": 20, "byol-sgd": 20, "vicreg": 2, "ressl": 2}
+FLOAT32 = ("emp", "simclr-warmup", "byol-sgd")  # the others in float64; why: test_generations_agree.py
+VARIANTS = {  # 20 steps at the beginning of a long recipe, where the learning rate rises to a hundredth of its peak; and without LARS
+    "simclr-warmup": {"max_epochs": 100, "scheduler__warmup_epochs": 99},
+    "byol-sgd": {"optimizer__name": "sgd", "optimizer__kwargs": {"momentum": 0.9}, "optimizer__lr": 0.05},
+}
 
 
 class Losses(pl.Callback):
@@ -47,7 +51,10 @@ def features(method) -> torch.Tensor:
 
 def train(name: str, folder: Path, initial: Path | None) -> None:
     """Leaves the initial and the trained checkpoint, and the losses and the features of the latter."""
-    cfg = make_config(name, seed=0, optimizer__batch_size=BATCH, optimizer__kwargs__nesterov=name == "emp", data__num_large_crops=4 if name == "emp" else 2)
+    cfg = make_config(name.partition("-")[0], seed=0, optimizer__batch_size=BATCH, optimizer__kwargs__nesterov=name == "emp",
+                      data__num_large_crops=4 if name == "emp" else 2)
+    for key, value in VARIANTS.get(name, {}).items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
     dtype = torch.float32 if name in FLOAT32 else torch.float64
     method = fresh_method(cfg).to(dtype)
     if initial:
