@@ -53,9 +53,9 @@ class Runs:
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
         self.processes = 0  # started
-        for method in dict.fromkeys(job.method for job in self.jobs):
-            self.recipe(method)  # a mistake in the settings is found before anything is trained
-        ours = [item for item in self.overrides if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
+        for job in self.jobs:
+            self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
+        ours = [item for item in [*self.overrides, *(item for job in self.jobs for item in job.override)] if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
         if ours:
             raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
 
@@ -105,7 +105,7 @@ class Runs:
             references: evaluate raw pixels and the untrained network with it.
             again: also if it is finished.
         """
-        overrides = (*self.length_of(job), f"seed={job.seed}", "limit_val_batches=0")
+        overrides = (*job.override, *self.length_of(job), f"seed={job.seed}", "limit_val_batches=0")
         recipe = self.recipe(job.method, overrides)
         print(f"  {resolved(recipe)}", flush=True)
         kept = [f"epoch={point:g}.ckpt" for point in job.points[:-1]]
@@ -144,10 +144,10 @@ class Runs:
         if job.budget == "epochs":
             epoch = length
         else:
-            epoch = recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job.method)) / self.steps_per_epoch(job.method)
+            epoch = recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job)) / self.steps_per_epoch(job)
         known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
                  **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}}
-        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | {"paper": "", "schedule": ""}
+        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | dict.fromkeys(("paper", "schedule", "setting", "value"), "")
         rows = []
         for row in summary["evaluation"]:
             cell = {key: row[key] for key in ("features", "view", "probe", "top1", "top5")}
@@ -155,9 +155,10 @@ class Runs:
         return rows
 
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
-        recipe = self.recipe(job.method)
-        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, "seed": job.seed, "schedule": job.schedule,
-                "budget": job.budget, "length": job.length, **values}
+        recipe = self.recipe(job.method, job.override)
+        setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
+        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, **setting, "seed": job.seed,
+                "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
 
@@ -165,28 +166,28 @@ class Runs:
         """The overrides that make a run as long as its budget says. Raises RunFailed."""
         if job.budget == "epochs" and job.length == int(job.length):
             return (f"max_epochs={int(job.length)}",)
-        per_epoch, recipe = self.steps_per_epoch(job.method), self.recipe(job.method)
+        per_epoch, recipe = self.steps_per_epoch(job), self.recipe(job.method, job.override)
         if job.budget == "epochs":
             steps = job.length * per_epoch
         elif job.budget == "passes":
             steps = steps_for_passes(job.length, self.recipe(self.emp()), recipe, self.images())
         else:
-            rate = self.steps_per_second(job.method, job.length)
+            rate = self.steps_per_second(job)
             steps = rate * 60 * job.length
             print(f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes", flush=True)
         epochs, limit = split_steps(steps, per_epoch)
         return (f"max_epochs={epochs}", *([f"limit_train_batches={limit}"] if limit < per_epoch else []))
 
-    def steps_per_second(self, method: str, minutes: float) -> float:
+    def steps_per_second(self, job: Job) -> float:
         """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
-        rate = self.trial(method, TRIAL_STEPS)
-        return self.trial(method, max(TRIAL_STEPS, round(rate * 60 * minutes * TRIAL_SHARE)))
+        rate = self.trial(job, TRIAL_STEPS)
+        return self.trial(job, max(TRIAL_STEPS, round(rate * 60 * job.length * TRIAL_SHARE)))
 
-    def trial(self, method: str, steps: int) -> float:
-        epochs, limit = split_steps(steps, self.steps_per_epoch(method))
-        overrides = (f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
-        recipe = self.recipe(method, overrides)
-        folder = self.finished(recipe, "trials") or self.train(method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"), "trials")
+    def trial(self, job: Job, steps: int) -> float:
+        epochs, limit = split_steps(steps, self.steps_per_epoch(job))
+        overrides = (*job.override, f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
+        recipe = self.recipe(job.method, overrides)
+        folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"), "trials")
         summary = json.loads((folder / SUMMARY).read_text())
         return summary["steps"] / summary["train_seconds"]
 
@@ -194,8 +195,8 @@ class Runs:
         """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""
         return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
 
-    def steps_per_epoch(self, method: str) -> int:
-        return self.images() // self.recipe(method).optimizer.batch_size
+    def steps_per_epoch(self, job: Job) -> int:
+        return self.images() // self.recipe(job.method, job.override).optimizer.batch_size
 
     @cache
     def images(self) -> int:

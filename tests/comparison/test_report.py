@@ -100,6 +100,21 @@ def test_plot(tmp_path, two_seeds):
     assert {tuple(bytes.fromhex(STYLES[name][0][1:])) for name in ("emp", "byol")} <= colours
 
 
+def test_an_ablation_has_a_row_and_a_point_for_each_value(tmp_path):
+    rows = [row("emp_native", seed, top1 + seed, setting="data.num_patches", value=n, probe=probe) for n, top1 in ((2, 50), (5, 60), (20, 64)) for seed in (0, 1)
+            for probe in ("linear", "knn")]
+    table, minutes = report(tmp_path, rows + [reference("untrained", "backbone", 40.0)], thresholds=[60])
+    for n, top1 in ((2, "50.50"), (5, "60.50"), (20, "64.50")):
+        assert cells(table, f"EMP-SSL, native patches, num_patches {n} |")[5][1].startswith(top1)
+    assert cells(minutes, "EMP-SSL, native patches, num_patches 2 |")[1][1] == "not reached"
+    with Image.open(tmp_path / "ablation.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(picture.width * picture.height)}
+    assert tuple(bytes.fromhex(STYLES["emp_native"][0][1:])) in colours
+    (tmp_path / "ablation.png").unlink()
+    report(tmp_path, [row("byol", 0, 25.0)])
+    assert not (tmp_path / "ablation.png").exists()
+
+
 def test_methods_have_colours_of_their_own():
     assert len({colour for colour, _ in STYLES.values()}) == len({marker for _, marker in STYLES.values()}) == len(STYLES)
 
