@@ -50,7 +50,7 @@ class Data:
     fraction: float = -1
     num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
-    output_size: int = 32  # the side they are resized to,
+    output_size: int = 32  # the side they, and the baselines' views, are resized to,
     interpolation: str = "bilinear"  # and how;
     scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
     ratio: Optional[list[float]] = None  # and its width / height, (low, high); null: square

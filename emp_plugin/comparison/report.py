@@ -14,6 +14,7 @@ from emp_plugin.runs.folder import write_text  # noqa: E402
 COLUMNS = ["dataset", "holdout", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
            "train_seconds", "evaluation_seconds", "features", "view", "probe", "top1", "top5", "paper", "run", "error"]
 HERE = Path(__file__).parent
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet", "imagenet100": "ImageNet-100"}
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
           "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}
@@ -251,7 +252,7 @@ def _probe(probe: str) -> str:
 
 
 def _title(rows: pd.DataFrame) -> str:
-    name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(rows.dataset.iloc[0], rows.dataset.iloc[0])
+    name = NAMES.get(rows.dataset.iloc[0], rows.dataset.iloc[0])
     holdout = rows.holdout.max()
     return name + (f", held-out {100 * holdout:g} % of the training set" if holdout else "")
 

@@ -23,6 +23,8 @@ RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
 TRIAL_STEPS = 4  # of the first look at a method's speed; the second one takes
 TRIAL_SHARE = 0.1  # of the minutes
+# patch_size and output_size by dataset
+PAPER_PATCHES = {"cifar10": (16, 32), "cifar100": (16, 32), "tiny-imagenet": (32, 64), "imagenet100": (None, 224)}
 PAPER_NAMES = {"simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
 
 
@@ -283,7 +285,7 @@ def paper_name(recipe: DictConfig) -> str:
     if recipe.data.fraction not in (-1, 1) or recipe.data.holdout:
         return ""
     if recipe.method == "emp":
-        published = (recipe.data.patch_size, recipe.data.output_size) == (16, 32) and recipe.data.num_patches in (20, 200)
+        published = (recipe.data.patch_size, recipe.data.output_size) == PAPER_PATCHES.get(recipe.data.dataset) and recipe.data.num_patches in (20, 200)
         return f"EMP-SSL {recipe.data.num_patches} patches" if published else ""
     return PAPER_NAMES.get(recipe.method, "")
 

@@ -15,10 +15,12 @@ def read(*overrides, name="digits"):
     return read_comparison(str(SCRIPTS / "compare"), name, list(overrides))
 
 
-@pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar")])
-def test_shipped_comparisons_are_of_all_six(name, recipes):
+@pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar"), ("tiny-imagenet", "tiny-imagenet"),
+                                            ("imagenet100", "imagenet100")])
+def test_shipped_comparisons_are_of_all_six(name, recipes, config):
     cfg, rest = read(name=name)
-    assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([] if name == "digits" else [f"data.dataset={name}"])
+    assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([f"data.dataset={name}"] if recipes == "cifar" else [])
+    assert {config(f"{recipes}/{method}", *cfg.overrides).data.dataset for method in cfg.methods} == {name}
 
 
 def test_own_settings_and_those_of_the_recipes():
