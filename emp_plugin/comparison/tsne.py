@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
 
 from emp_plugin.comparison.report import LABELS  # noqa: E402
-from emp_plugin.configuration import recipes  # noqa: E402
+from emp_plugin.configuration import check_whole_images, recipes  # noqa: E402
 from emp_plugin.data import ImageData, ImageFiles  # noqa: E402
 from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.evaluation.features import extract_features, feature_function  # noqa: E402
@@ -64,6 +64,7 @@ def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int
         if cfg.data.dataset != dataset:
             raise UserError(f"{path} was trained on {cfg.data.dataset}, the first checkpoint on {dataset}: give those of one dataset")
         data, places = shown
+        check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
         made = extract_features(WithProjection(method).to(device), data, recipes(cfg)[0], description=str(path), num_workers=cfg.data.num_workers)
         epochs = contents["epoch"] + 1
         part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).assign(
