@@ -169,8 +169,10 @@ def _draw(columns: list[tuple[pd.DataFrame, str, str]], curves: list[str], point
     one mean for each of ``points``, with the standard deviation over seeds."""
     columns = [(rows[(rows.error == "") & rows.features.isin(["backbone", "pixels"])], quantity, name) for rows, quantity, name in columns]
     every = pd.concat([rows for rows, *_ in columns])
-    cells, measured = _cells(every), _split(every)[0]
-    if not len(measured):
+    measured = _split(every)[0]
+    there = set(zip(measured.probe, measured.view))
+    cells = [(probe, view) for probe in ("linear", "knn") for view in _views(measured) if (probe, view) in there]
+    if not cells:
         return
     several = measured.schedule.nunique() > 1 and "schedule" in curves
     figure, axes = plt.subplots(len(cells), len(columns), figsize=(4.8 * max(2, len(columns)), 2.8 * len(cells) + 0.9), squeeze=False, layout="constrained",
