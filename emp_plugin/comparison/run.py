@@ -57,7 +57,8 @@ class Runs:
         self.processes = 0  # started
         for job in self.jobs:
             self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
-        ours = [item for item in [*self.overrides, *(item for job in self.jobs for item in job.override)] if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
+        given = [*self.overrides, *(item for job in self.jobs for item in job.override)]
+        ours = [item for item in given if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
         if ours:
             raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
 
@@ -149,7 +150,8 @@ class Runs:
             epoch = recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job)) / self.steps_per_epoch(job)
         known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
                  **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}}
-        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | dict.fromkeys(("paper", "schedule", "setting", "value"), "")
+        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0)
+        untrained |= dict.fromkeys(("paper", "schedule", "setting", "value"), "")
         rows = []
         for row in summary["evaluation"]:
             cell = {key: row[key] for key in ("features", "view", "probe", "top1", "top5")}
@@ -189,7 +191,8 @@ class Runs:
         epochs, limit = split_steps(steps, self.steps_per_epoch(job))
         overrides = (*job.override, f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
         recipe = self.recipe(job.method, overrides)
-        folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"), "trials")
+        folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
+                                                               "trials")
         summary = json.loads((folder / SUMMARY).read_text())
         return summary["steps"] / summary["train_seconds"]
 

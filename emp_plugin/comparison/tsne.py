@@ -11,7 +11,8 @@ from torch import Tensor, nn
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
 
-from emp_plugin.comparison.report import LABELS  # noqa: E402
+from emp_plugin.comparison.plan import describe_length  # noqa: E402
+from emp_plugin.comparison.report import LABELS, NAMES  # noqa: E402
 from emp_plugin.configuration import check_whole_images, recipes  # noqa: E402
 from emp_plugin.data import ImageData, ImageFiles  # noqa: E402
 from emp_plugin.errors import UserError  # noqa: E402
@@ -66,16 +67,17 @@ def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int
         data, places = shown
         check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
         made = extract_features(WithProjection(method).to(device), data, recipes(cfg)[0], description=str(path), num_workers=cfg.data.num_workers)
-        epochs = contents["epoch"] + 1
-        part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).assign(
-            panel=f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, {epochs} epoch{'' if epochs == 1 else 's'}", image=places,
-            **{"class": [data.classes[label] for label in data.targets]})
+        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, {describe_length('epochs', contents['epoch'] + 1)}, seed {cfg.seed}"
+        if panel in {part.panel[0] for part in parts}:
+            panel += f"\n{path}"
+        names = [data.classes[label] for label in data.targets]
+        part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).assign(panel=panel, image=places, **{"class": names})
         parts.append(part[["panel", "image", "class", "x", "y"]].round(4))
         print(f"{path}: {len(data)} images", flush=True)
     rows = pd.concat(parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out.with_suffix(".csv"), rows.to_csv(index=False))
-    draw_tsne(rows, f"t-SNE of {len(shown[0])} test images of {dataset}: {features}", out.with_suffix(".png"))
+    draw_tsne(rows, f"t-SNE of {len(shown[0])} test images of {NAMES.get(dataset, dataset)}: {features}", out.with_suffix(".png"))
 
 
 def _test_images(data, train_path: str | None) -> ImageData | ImageFiles:
