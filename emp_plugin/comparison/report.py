@@ -1,4 +1,4 @@
-"""From the rows of a comparison (CSV) to table.md, time_to_accuracy.md, convergence.png and, of one setting's values, ablation.png; nothing else is needed."""
+"""From the rows of a comparison (CSV) to table.md, time_to_accuracy.md and convergence.png; nothing else is needed."""
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +24,7 @@ LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "simclr": "
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
-    """Write table.md, time_to_accuracy.md, convergence.png and, where a setting was ablated, ablation.png into ``folder``.
+    """Write table.md, time_to_accuracy.md and convergence.png into ``folder``; for the values of one setting ablation.png in its place.
 
     Args:
         results: CSV of :data:`COLUMNS`.
@@ -42,9 +42,10 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
     rows["label"] = [_label(row.method, row.setting, row.value) for row in rows.itertuples()]
     write_text(folder / "table.md", table(rows))
     write_text(folder / "time_to_accuracy.md", time_to_accuracy(rows, thresholds))
-    draw_convergence(rows, folder / "convergence.png")
     if rows.setting.any():
         draw_ablation(rows, folder / "ablation.png")
+    else:
+        draw_convergence(rows, folder / "convergence.png")
 
 
 # ------------------------------------------------------------------------------------------------------------- table.md
@@ -68,9 +69,9 @@ def table(rows: pd.DataFrame) -> str:
     return "\n".join(lines + ["", _notes(measured)]) + "\n"
 
 
-def _table_row(label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
+def _table_row(method: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
-    line = [label, features, f"{rows.epoch.mean():.3g}" if trained else "",
+    line = [method, features, f"{rows.epoch.mean():.3g}" if trained else "",
             _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
     for probe, view in cells:
         cell = rows[(rows.probe == probe) & (rows.view == view)]
@@ -145,65 +146,40 @@ def _first_minutes(rows: pd.DataFrame, threshold: float) -> str:
     return _mean(first, 1) + ("" if len(first) == seeds else f" ({len(first)} of {seeds} seeds)")
 
 
-# -------------------------------------------------------------------------------------- convergence.png and ablation.png
-
-
-def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
-    """Linear probe and k-NN of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
-    rows = rows.assign(minutes=rows.train_seconds / 60)
-    columns = [(rows, "epoch", "epochs (passes through the training set)"), (rows, "minutes", "minutes of training (without evaluation)")]
-    _draw(columns, ["label", "schedule"], "length", path)
+# ---------------------------------------------------------------------------------------------------------- ablation.png
 
 
 def draw_ablation(rows: pd.DataFrame, path: Path) -> None:
-    """The same against the values of the ablated setting, side by side for each length."""
-    measured, references = _split(rows)
-    setting = measured.setting.iloc[0].rpartition(".")[2]
-    columns = [(pd.concat([part, references]), "value", f"{setting} ({describe_length(budget, length)}{', snapshot' if schedule == 'snapshot' else ''})")
-               for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"])]
-    _draw(columns, ["method"], "value", path)
-
-
-def _draw(columns: list[tuple[pd.DataFrame, str, str]], curves: list[str], points: str, path: Path) -> None:
-    """A column of panels, one for each probe and view, for each (rows, quantity on the x axis, its name); a curve for each group of ``curves``, on it
-    one mean for each of ``points``, with the standard deviation over seeds."""
-    columns = [(rows[(rows.error == "") & rows.features.isin(["backbone", "pixels"])], quantity, name) for rows, quantity, name in columns]
-    every = pd.concat([rows for rows, *_ in columns])
-    measured = _split(every)[0]
+    """Linear probe and k-NN of the backbone's features against the values of the ablated setting; lengths of training are side by side."""
+    measured, references = _split(rows[(rows.error == "") & rows.features.isin(["backbone", "pixels"])])
     there = set(zip(measured.probe, measured.view))
     cells = [(probe, view) for probe in ("linear", "knn") for view in _views(measured) if (probe, view) in there]
     if not cells:
         return
-    several = measured.schedule.nunique() > 1 and "schedule" in curves
-    figure, axes = plt.subplots(len(cells), len(columns), figsize=(4.8 * max(2, len(columns)), 2.8 * len(cells) + 0.9), squeeze=False, layout="constrained",
+    setting = measured.setting.iloc[0].rpartition(".")[2]
+    lengths = list(measured.groupby(["budget", "length", "schedule"]))
+    figure, axes = plt.subplots(len(cells), len(lengths), figsize=(4.8 * max(2, len(lengths)), 2.8 * len(cells) + 0.9), squeeze=False, layout="constrained",
                                 sharey="row")
     for (probe, view), line in zip(cells, axes):
-        for axis, (rows, quantity, name) in zip(line, columns):
-            part, references = _split(rows[(rows.probe == probe) & (rows.view == view)])
-            for _, curve in part.groupby(curves, sort=False):
-                first = curve.iloc[0]
-                colour, marker = _style(first, measured, points)
-                means = curve.groupby([points, "budget"]).agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
-                label = (first.label if points == "length" else LABELS.get(first.method, first.method)) + (f", {first.schedule}" if several else "")
-                snapshot = first.schedule == "snapshot"
-                axis.errorbar(means.x, means.y, means.spread.fillna(0), color=colour, marker=marker, markersize=6, linewidth=1.4, capsize=3, label=label,
-                              linestyle="-" if snapshot else "--", markerfacecolor=colour if snapshot else "white")
-            for reference, of_reference in references.groupby("method"):
-                colour, style = REFERENCE_STYLES[reference]
-                axis.axhline(of_reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=reference)
-            if part[quantity].max() > (20 if points == "length" else 4) * part[quantity].min() > 0:
+        for axis, ((budget, length, schedule), of_length) in zip(line, lengths):
+            part = of_length[(of_length.probe == probe) & (of_length.view == view)]
+            for method, curve in part.groupby("method", sort=False):
+                colour, marker = STYLES.get(method, ("#777777", "*"))
+                points = curve.groupby("value").top1.agg(["mean", "std"])
+                axis.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, marker=marker, linewidth=1.4, capsize=3,
+                              label=LABELS.get(method, method))
+            for name, reference in references[(references.probe == probe) & (references.view == view)].groupby("method"):
+                colour, style = REFERENCE_STYLES[name]
+                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
+            if part.value.max() > 4 * part.value.min() > 0:
                 axis.set_xscale("log")
-                axis.xaxis.set_major_formatter("{x:g}")
-            else:
-                axis.set_xlim(left=0)
-            if points == "value":
-                axis.set_xticks(sorted(part.value.unique()))
-                axis.minorticks_off()
-            axis.set_xlabel(name)
+            axis.set_xticks(values := sorted(part.value.unique()), [f"{value:g}" for value in values])
+            axis.minorticks_off()
+            axis.set_xlabel(f"{setting} ({describe_length(budget, length)}{', snapshot' if schedule == 'snapshot' else ''})")
             axis.grid(alpha=0.25)
         line[0].set_ylabel(f"{_probe(probe)}, top-1 accuracy (%)\n{_view_name(view)}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
     spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
     figure.suptitle(f"{_title(measured)}: backbone's features{spread}", fontsize=10)
     temporary = path.with_suffix(".tmp.png")
@@ -212,13 +188,47 @@ def _draw(columns: list[tuple[pd.DataFrame, str, str]], curves: list[str], point
     temporary.replace(path)
 
 
-def _style(row: pd.Series, measured: pd.DataFrame, points: str) -> tuple:
-    """(colour, marker) of a method, or of one value of an ablated setting: dark is small."""
-    colour, marker = STYLES.get(row.method, ("#777777", "*"))
-    if row.setting and points == "length":
-        values = sorted(measured.value.dropna().unique())
-        colour = plt.get_cmap("viridis")(0.9 * values.index(row.value) / max(1, len(values) - 1))
-    return colour, marker
+# ------------------------------------------------------------------------------------------------------- convergence.png
+
+
+def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
+    """Linear probe of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
+    measured, references = _split(rows)
+    keep = lambda frame: frame[(frame.error == "") & (frame.probe == "linear") & frame.features.isin(["backbone", "pixels"])]  # noqa: E731
+    measured, references = keep(measured), keep(references)
+    views = _views(measured)
+    if not views:
+        return
+    figure, axes = plt.subplots(len(views), 2, figsize=(9.6, 3.2 * len(views) + 0.9), squeeze=False, layout="constrained", sharey="row")
+    several = measured.schedule.nunique() > 1
+    for view, line in zip(views, axes):
+        for axis, (quantity, unit) in zip(line, (("epoch", "epochs (passes through the training set)"), ("minutes", "minutes of training (without evaluation)"))):
+            part = measured[measured.view == view].assign(minutes=measured.train_seconds / 60)
+            for (method, schedule), curve in part.groupby(["method", "schedule"], sort=False):
+                colour, marker = STYLES.get(method, ("#777777", "*"))
+                points = curve.groupby("length").agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
+                label = LABELS.get(method, method) + (f", {schedule}" if several else "")
+                axis.errorbar(points.x, points.y, points.spread.fillna(0), color=colour, marker=marker, markersize=6, linewidth=1.4, capsize=3, label=label,
+                              linestyle="-" if schedule == "snapshot" else "--", markerfacecolor=colour if schedule == "snapshot" else "white")
+            for name, reference in references[references.view.isin([view, "whole"] if view == "whole" else [view])].groupby("method"):
+                colour, style = REFERENCE_STYLES[name]
+                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
+            if part[quantity].max() > 20 * part[quantity].min() > 0:
+                axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_xlim(left=0)
+            axis.set_xlabel(unit)
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel(f"top-1 accuracy (%)\n{_view_name(view)}")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
+    spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
+    figure.suptitle(f"{_title(rows)}: linear probe of the backbone's features{spread}", fontsize=10)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    temporary.replace(path)
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
