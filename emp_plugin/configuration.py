@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES, RESIZABLE, count_classes
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import METHODS, pl
+from emp_plugin.solo_learn import METHODS, input_size, pl
 from emp_plugin.transforms import PatchRecipe, recipe_from_augmentation
 
 
@@ -50,7 +50,7 @@ class Data:
     fraction: float = -1
     num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
     patch_size: Optional[int] = 16  # their side in the image's pixels,
-    output_size: int = 32  # the side they are resized to,
+    output_size: int = 32  # the side they, and the baselines' views, are resized to,
     interpolation: str = "bilinear"  # and how;
     scale: Optional[list[float]] = None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
     ratio: Optional[list[float]] = None  # and its width / height, (low, high); null: square
@@ -350,6 +350,17 @@ def _check_run(cfg: DictConfig) -> None:
     for recipe in recipes(cfg):
         _require(recipe.patch_size is None or recipe.patch_size <= size,
                  f"patch_size {recipe.patch_size} is larger than the images of {cfg.data.dataset} ({size})")
+        _require(input_size(cfg) in (None, recipe.output_size),
+                 f"{cfg.backbone.name} is built for {input_size(cfg)}x{input_size(cfg)} pixels, but views have {recipe.output_size}x{recipe.output_size}")
+    if cfg.evaluation.enabled and "whole" in cfg.evaluation.views or cfg.get("limit_val_batches") != 0:
+        check_whole_images(cfg, size)
+
+
+def check_whole_images(cfg: DictConfig, side: int) -> None:
+    """Raises UserError if the backbone of a run cannot take whole images of ``side`` pixels: a transformer takes what its patches were resized to."""
+    built_for = input_size(cfg)
+    _require(built_for in (None, side), f"{cfg.backbone.name} is built for {built_for}x{built_for} pixels and cannot take whole images of {side}x{side}: "
+                                        "set evaluation.views=[bag], and for pretraining limit_val_batches=0")
 
 
 def _check_evaluation(cfg: DictConfig) -> None:

@@ -37,7 +37,8 @@ def test_patches_by_share_of_the_image(config):
 
 
 @pytest.mark.parametrize("name, preset", [("cifar/emp", "emp_crop_grey"), ("tiny-imagenet/emp", "emp_crop_grey"), ("cifar/simclr", "crop_grey"),
-                                          ("cifar/byol", "crop_grey"), ("cifar/swav", "crop_grey")])
+                                          ("cifar/byol", "crop_grey"), ("cifar/swav", "crop_grey"),
+                                          ("imagenet100/simclr", "crop_grey")])
 def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(config, name, preset):
     usual, few = config(name), config(name, f"augmentations={preset}")
     off = {"flip_prob": 0.0, "jitter_prob": 0.0, "jitter": (0.0,) * 4, "blur_prob": 0.0, "solarize_prob": 0.0}

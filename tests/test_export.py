@@ -2,13 +2,17 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import emp_plugin
 from emp_plugin import main_export, main_pretrain
 from emp_plugin.data import load_dataset, normalise
+from emp_plugin.export import export_backbone
 from emp_plugin.runs.probing import load_method
 from emp_plugin.solo_learn import backbone_of
 
@@ -42,6 +46,29 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
     with pytest.raises(ValueError, match="uint8"):
         backbone(images.float())
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
+
+
+def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
+    """The lines of the README, on an EMP run over a folder of images."""
+    for i in range(8):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    settings = [f"data.train_path={tmp_path}", "data.image_size=48", "data.output_size=32", "data.num_patches=2", "data.num_workers=0", "optimizer.batch_size=8",
+                "method_kwargs.embedding_dim=0", "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=16", "precision=32", "accelerator=cpu",
+                "evaluation.enabled=False", "limit_val_batches=0", "enable_progress_bar=False", f"checkpoint.dir={tmp_path / 'runs'}"]
+    assert main_pretrain.main(["--config-path", str(ROOT / "scripts" / "pretrain"), "--config-name", "custom/emp", *settings]) == 0
+    (checkpoint,) = tmp_path.glob("runs/emp/*/last.ckpt")
+    file = export_backbone(checkpoint, tmp_path / "backbone.safetensors")
+
+    network = torchvision.models.resnet18()
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(load_file(file))
+
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        x = (images.double() / 255 - 0.5) / 0.5  # in float32 sums in another order differ by 3e-4 here: features of one step are large
+        theirs, ours = network.double().eval()(x), emp_plugin.load_backbone(file).double().network(normalise(images, (0.5,) * 3, (0.5,) * 3).double())
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert ours.std(0).mean() > 0.01  # images differ
 
 
 def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys):

@@ -16,9 +16,10 @@ class Job(NamedTuple):
     budget: str
     length: float  # epochs, minutes, or (passes) epochs of EMP
     points: tuple[float, ...]  # in the unit of length; the last one is the end
+    override: tuple[str, ...] = ()  # the ablated setting, as it is overridden
 
     def __str__(self) -> str:
-        return f"{self.method}, seed {self.seed}, {describe_length(self.budget, self.length)}, schedule {self.schedule}"
+        return f"{', '.join((self.method, *self.override))}, seed {self.seed}, {describe_length(self.budget, self.length)}, schedule {self.schedule}"
 
 
 def describe_length(budget: str, length: float) -> str:
@@ -31,12 +32,15 @@ def describe_length(budget: str, length: float) -> str:
 def plan(cfg: DictConfig) -> list[Job]:
     """The jobs of a comparison; short ones first, so that one cut off has the methods side by side. A long schedule comes before the fitted ones:
     its last point is one of them."""
-    lengths = sorted(cfg.minutes if cfg.budget == "minutes" else cfg.epochs)
+    variants = [(method, override) for method in cfg.methods for override in ([(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()])]
     jobs = []
-    if "snapshot" in cfg.schedule:
-        jobs += [Job(method, seed, "snapshot", cfg.budget, lengths[-1], tuple(lengths)) for seed in cfg.seeds for method in cfg.methods]
-    if "fitted" in cfg.schedule:
-        jobs += [Job(method, seed, "fitted", cfg.budget, length, (length,)) for length in lengths for seed in cfg.seeds for method in cfg.methods]
+    for budget in cfg.budget:
+        lengths = sorted(cfg.minutes if budget == "minutes" else cfg.epochs)
+        if "snapshot" in cfg.schedule:
+            jobs += [Job(method, seed, "snapshot", budget, lengths[-1], tuple(lengths), override) for seed in cfg.seeds for method, override in variants]
+        if "fitted" in cfg.schedule:
+            jobs += [Job(method, seed, "fitted", budget, length, (length,), override)
+                     for length in lengths for seed in cfg.seeds for method, override in variants]
     return jobs
 
 

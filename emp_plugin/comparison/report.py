@@ -1,4 +1,4 @@
-"""From the rows of a comparison (CSV) to table.md, time_to_accuracy.md and convergence.png; nothing else is needed. And the table of transfers."""
+"""From the rows of a comparison (CSV) to its tables and plots; nothing else is needed. And the table of transfers."""
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,25 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen firs
 from emp_plugin.comparison.plan import describe_length  # noqa: E402
 from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
+from emp_plugin.runs.pictures import save_figure  # noqa: E402
 
-COLUMNS = ["dataset", "holdout", "method", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches", "train_seconds",
-           "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
+COLUMNS = ["dataset", "holdout", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
+           "train_seconds", "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
-PROBES = ("linear", "online linear", "knn", "mlp")
+PROBES = {"linear": "linear", "online linear": "online linear", "knn": "k-NN", "mlp": "MLP"}  # in the order of the columns
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet", "imagenet100": "ImageNet-100"}
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
           "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}
+OTHER_STYLE = ("#777777", "*")  # of recipes that a user wrote
 REFERENCE_STYLES = {"untrained": ("#777777", "--"), "raw pixels": ("#777777", ":")}
 LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV",
           "ressl": "ReSSL"}
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
-    """Write table.md, time_to_accuracy.md and convergence.png into ``folder``.
+    """Write table.md, time_to_accuracy.md and convergence.png into ``folder``; for the values of one setting ablation.png in its place.
 
     Args:
         results: CSV of :data:`COLUMNS`.
@@ -39,43 +42,55 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
     """
     if not results.is_file():
         raise UserError(f"{results} is not there: run the comparison without report_only first")
-    rows = pd.read_csv(results, dtype={"schedule": str, "paper": str, "error": str}, keep_default_na=True)
-    rows[["schedule", "paper", "error"]] = rows[["schedule", "paper", "error"]].fillna("")
-    rows = rows.reindex(columns=COLUMNS).fillna({"labels": 1.0})  # a CSV from before there were parts of the labels
+    texts = ["setting", "schedule", "paper", "error"]
+    rows = pd.read_csv(results, dtype=dict.fromkeys(texts, str)).reindex(columns=COLUMNS)
+    rows[texts] = rows[texts].fillna("")
+    rows["labels"] = rows["labels"].fillna(1.0)  # a failed run, or a CSV from before there were parts of the labels
+    rows["label"] = [_label(row.method, row.setting, row.value) for row in rows.itertuples()]
     write_text(folder / "table.md", table(rows))
     write_text(folder / "time_to_accuracy.md", time_to_accuracy(rows, thresholds))
-    draw_convergence(rows, folder / "convergence.png")
+    if rows.setting.any():
+        draw_ablation(rows, folder / "ablation.png")
+    else:
+        draw_convergence(rows, folder / "convergence.png")
 
 
 # ------------------------------------------------------------------------------------------------------------- table.md
 
 
 def table(rows: pd.DataFrame) -> str:
-    """One table per length and schedule: this comparison's figures, and the paper's in columns of their own."""
+    """One table per length, schedule and part of the labels: this comparison's figures, and the paper's in columns of their own."""
     measured, references = _split(rows[rows.schedule != COURSE])
-    cells = _cells(rows)
     lines = [f"# {_title(rows)}", "", "Top-1 accuracy in percent, last epoch" + _spread(rows)]
-    for (budget, length, schedule), part in measured.groupby(["budget", "length", "schedule"], sort=True):
-        lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}", ""]
-        header = ["method", "features", "epochs", "minutes", "patches seen"]
-        for cell in cells:
-            header += [_cell_name(*cell)] + (["paper"] if (cell[0], cell[2]) == ("linear", 1) else [])
-        lines += [_line(header + ["seeds"]), _line(["---"] * 3 + ["---:"] * (len(header) - 2))]
-        for source in (part, references):
-            for (method, features), of_method in source[source.error == ""].groupby(["method", "features"], sort=False):
-                lines.append(_line(_table_row(method, features, of_method, cells)))
-        lines += [f"\n{LABELS.get(row.method, row.method)}, seed {row.seed}: failed: {row.error}" for row in part[part.error != ""].itertuples()]
+    groups = measured.groupby(["budget", "length", "schedule", "labels"])
+    for (budget, length, schedule, labels), part in sorted(groups, key=lambda group: (*group[0][:3], -group[0][3])):
+        lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}{_labels(labels)}", ""]
+        lines += _filled(_table_lines(part, references[references.labels == labels]), texts=2)
+        lines += [f"\n{row.label}, seed {row.seed}: failed: {row.error}" for row in part[part.error != ""].itertuples()]
     return "\n".join(lines + ["", _notes(measured)]) + "\n"
 
 
-def _table_row(method: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str, float]]) -> list[str]:
+def _table_lines(measured: pd.DataFrame, references: pd.DataFrame) -> list[list[str]]:
+    """The header, and a line per label and features."""
+    cells = _cells(measured)
+    header = ["method", "features", "epochs", "minutes", "patches seen"]
+    for probe, view in cells:
+        header += [f"{PROBES[probe]}, {view}"] + (["paper"] if probe == "linear" else [])
+    lines = [header + ["seeds"]]
+    for source in (measured, references):
+        for (label, features), of_label in source[source.error == ""].groupby(["label", "features"], sort=False):
+            lines.append(_table_line(label, features, of_label, cells))
+    return lines
+
+
+def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
-    line = [LABELS.get(method, method), features, f"{rows.epoch.mean():.3g}" if trained else "",
+    line = [label, features, f"{rows.epoch.mean():.3g}" if trained else "",
             _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
-    for probe, view, labels in cells:
-        cell = rows[(rows.probe == probe) & (rows.view == view) & (rows.labels == labels)]
+    for probe, view in cells:
+        cell = rows[(rows.probe == probe) & (rows.view == view)]
         line.append(_mean(cell.top1, 2))
-        if (probe, labels) == ("linear", 1):
+        if probe == "linear":
             line.append(_paper_figure(cell.iloc[0]) if len(cell) else "")
     seeds = rows.seed.nunique()
     return line + [str(seeds) if seeds > 1 else f"1 (seed {rows.seed.iloc[0]})"]
@@ -85,7 +100,7 @@ def _paper_figure(row: pd.Series) -> str:
     """The paper's figure for the same method, epochs and probe: of EMP-SSL the embedding of a bag of patches, of the others the backbone's features
     of whole images; the reading of the epochs is the same, or one that the paper does not state."""
     emp = row.paper.startswith("EMP")
-    if not row.paper or (row.features, row.view != "whole") != (("embedding", True) if emp else ("backbone", False)):
+    if not row.paper or row.labels != 1 or (row.features, row.view != "whole") != (("embedding", True) if emp else ("backbone", False)):
         return ""
     paper = pd.read_csv(HERE / "paper.csv")
     same = paper[(paper.dataset == row.dataset) & (paper.method == row.paper) & ((paper.epochs - row.epoch).abs() < 0.01)]
@@ -100,8 +115,10 @@ def _notes(rows: pd.DataFrame) -> str:
              "evaluation, on the machine of versions.json. Momentum networks' passes are not counted among the patches seen.",
              "Raw pixels and untrained: the images themselves, and the same backbone with the seed's initial weights; its bag has the patches of the "
              "first method.",
-             "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the bag of 128 augmented patches. Empty where it has no such "
-             "figure. \\* the paper does not say whether the schedule spanned these epochs."]
+             "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the bag of 128 augmented patches. Empty, or without a column, where it "
+             "has no such figure. \\* the paper does not say whether the schedule spanned these epochs."]
+    if "online linear" in set(rows.probe):
+        notes.append("Online linear: solo-learn's classifier, trained along with the method on its views; linear: trained afterwards.")
     if "snapshot" in set(rows.schedule):
         notes.append("Schedule fitted: the learning rate's schedule, and whatever else a recipe counts in epochs, spans the epochs of the row. Snapshot: the "
                      "checkpoint after these epochs of the longest schedule.")
@@ -114,20 +131,19 @@ def _notes(rows: pd.DataFrame) -> str:
 def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     """Minutes of training after which each method is first seen at a threshold: of the evaluated points the one with the shortest training."""
     measured, _ = _split(rows)
-    measured = measured[(measured.error == "") & (measured.labels == 1)]
+    measured = measured[(measured.error == "") & (measured.labels == 1) & (measured.probe == "linear") & (measured.features == "backbone")]
     lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
              "Linear probe, backbone's features: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
              + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter."]
     paper = pd.read_csv(HERE / "paper_minutes.csv")
     paper = paper[paper.dataset.isin(set(rows.dataset))]
-    for view in _views(measured):
-        part = measured[(measured.probe == "linear") & (measured.features == "backbone") & (measured.view == view)]
+    for _, view in _cells(measured):
         header = ["method"]
         for threshold in thresholds:
             header += [f"{threshold:g} %"] + (["paper, two A100"] if threshold in set(paper.threshold) else [])
         lines += ["", f"## {view}", "", _line(header + ["best seen, %"]), _line(["---"] + ["---:"] * len(header))]
-        for method, of_method in part.groupby("method", sort=False):
-            line = [LABELS.get(method, method)]
+        for label, of_method in measured[measured.view == view].groupby("label", sort=False):
+            line = [label]
             for threshold in thresholds:
                 line.append(_first_minutes(of_method, threshold))
                 if threshold in set(paper.threshold):
@@ -145,82 +161,122 @@ def _first_minutes(rows: pd.DataFrame, threshold: float) -> str:
     return _mean(first, 1) + ("" if len(first) == seeds else f" ({len(first)} of {seeds} seeds)")
 
 
-# ------------------------------------------------------------------------------------------------------- convergence.png
+# ---------------------------------------------------------------------------------------- ablation.png, convergence.png
+
+
+def draw_ablation(rows: pd.DataFrame, path: Path) -> None:
+    """Linear probe and k-NN of the backbone's features against the values of the ablated setting; lengths of training are side by side."""
+    measured, references = _drawn(rows[rows.schedule != COURSE])
+    if measured.empty:
+        return
+    setting = measured.setting.iloc[0].rpartition(".")[2]
+    lengths = list(measured.groupby(["budget", "length", "schedule"]))
+    cells = _cells(measured)
+    figure, axes = plt.subplots(len(cells), len(lengths), figsize=(4.8 * max(2, len(lengths)), 3.2 * len(cells) + 0.9), squeeze=False, layout="constrained",
+                                sharey="row")
+    for (probe, view), line in zip(cells, axes):
+        for axis, ((budget, length, schedule), of_length) in zip(line, lengths):
+            part = of_length[(of_length.probe == probe) & (of_length.view == view)]
+            for method, curve in part.groupby("method", sort=False):
+                colour, marker = STYLES.get(method, OTHER_STYLE)
+                points = curve.groupby("value").top1.agg(["mean", "std"])
+                axis.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, marker=marker, linewidth=1.4, capsize=3,
+                              label=LABELS.get(method, method))
+            if part.value.max() > 4 * part.value.min() > 0:
+                axis.set_xscale("log")
+            axis.set_xticks(values := sorted(part.value.unique()), [f"{value:g}" for value in values])
+            axis.minorticks_off()
+            axis.set_xlabel(f"{setting} ({describe_length(budget, length)}{', snapshot' if schedule == 'snapshot' else ''})")
+    _finish(figure, axes, cells, measured, references, path)
 
 
 def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
     """Linear probe and k-NN of the backbone's features against epochs and against minutes; points are evaluated runs or checkpoints."""
-    measured, references = _split(rows[(rows.error == "") & (rows.labels == 1) & rows.probe.isin(["linear", "knn"]) & rows.features.isin(["backbone", "pixels"])])
-    cells = [(probe, view) for probe, view, _ in _cells(measured)]
-    if not cells:
+    measured, references = _drawn(rows)
+    if measured.empty:
         return
+    cells = _cells(measured)
     figure, axes = plt.subplots(len(cells), 2, figsize=(9.6, 3.2 * len(cells) + 0.9), squeeze=False, layout="constrained", sharey="row")
     for (probe, view), line in zip(cells, axes):
         part = measured[(measured.probe == probe) & (measured.view == view)].assign(minutes=measured.train_seconds / 60)
-        same = references[(references.probe == probe) & (references.view == view)]
         for axis, (quantity, unit) in zip(line, (("epoch", "epochs (passes through the training set)"), ("minutes", "minutes of training (without evaluation)"))):
             for label, style, curve in _curves(part):
                 points = curve.groupby("point").agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
                 axis.errorbar(points.x, points.y, points.spread.fillna(0), linewidth=1.4, capsize=3, label=label, **style)
-            for name, reference in same.groupby("method"):
-                colour, style = REFERENCE_STYLES[name]
-                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
             if part[quantity].max() > 20 * part[quantity].min() > 0:
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter("{x:g}")
             else:
                 axis.set_xlim(left=0)
             axis.set_xlabel(unit)
+    _finish(figure, axes, cells, measured, references, path)
+
+
+def _drawn(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the plots show of the methods, and of the references."""
+    return _split(rows[(rows.error == "") & (rows.labels == 1) & rows.probe.isin(["linear", "knn"]) & rows.features.isin(["backbone", "pixels"])])
+
+
+def _finish(figure: plt.Figure, axes: Any, cells: list[tuple[str, str]], measured: pd.DataFrame, references: pd.DataFrame, path: Path) -> None:
+    """Add what the plots have in common, with a row of ``axes`` per cell: the references as horizontal lines, grid, labels, legend and title."""
+    for (probe, view), line in zip(cells, axes):
+        same = references[(references.probe == probe) & (references.view == view)]
+        for axis in line:
+            for name, reference in same.groupby("method"):
+                colour, style = REFERENCE_STYLES[name]
+                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
             axis.grid(alpha=0.25)
-        line[0].set_ylabel(f"top-1 accuracy (%)\n{_probe(probe)}, {_view_name(view)}")
+        line[0].set_ylabel(f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
     spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
-    figure.suptitle(f"{_title(rows)}: probes of the backbone's features{spread}", fontsize=10)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    figure.suptitle(f"{_title(measured)}: probes of the backbone's features{spread}", fontsize=10)
+    save_figure(figure, path)
 
 
 def _curves(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """(label, style, rows) of each line, a ``point`` of it being what seeds have in common: the end of runs of one length, or an epoch in their course."""
     ends, course = rows[rows.schedule != COURSE], rows[rows.schedule == COURSE]
-    for (method, length), points in course.groupby(["method", "length"], sort=False):
-        colour, marker = STYLES.get(method, ("#777777", "*"))
+    for (method, budget, length), points in course.groupby(["method", "budget", "length"], sort=False):
+        colour, marker = STYLES.get(method, OTHER_STYLE)
         whole = rows[rows.run.isin(points.run)].drop_duplicates(["run", "epoch"])
-        label = f"{LABELS.get(method, method)}, in the course of {describe_length(points.budget.iloc[0], length)}"
+        label = f"{LABELS.get(method, method)}, in the course of {describe_length(budget, length)}"
         yield label, {"color": colour, "marker": marker, "markersize": 3, "linestyle": "-"}, whole.assign(point=whole.epoch)
     for (method, schedule), points in ends.groupby(["method", "schedule"], sort=False):
-        colour, marker = STYLES.get(method, ("#777777", "*"))
+        colour, marker = STYLES.get(method, OTHER_STYLE)
         style = {"linestyle": "-", "markerfacecolor": colour} if schedule == "snapshot" else {"linestyle": "--", "markerfacecolor": "white"}
         label = LABELS.get(method, method) + (f", {schedule}" if ends.schedule.nunique() > 1 else "")
-        yield label, {"color": colour, "marker": marker, "markersize": 6} | style, points.assign(point=points.length)
+        yield label, {"color": colour, "marker": marker, "markersize": 6} | style, points.assign(point=points.budget + points.length.astype(str))
 
 
 # ----------------------------------------------------------------------------------------------------------- transfer.md
 
 
 def transfer_table(rows: pd.DataFrame) -> str:
-    """One table per dataset that was probed: a line per checkpoint and features, with what it was trained on.
+    """One table per dataset that was probed and part of its labels: a line per checkpoint and features, with what it was trained on.
 
     Args:
         rows: of :func:`emp_plugin.comparison.transfer.transfer`.
     """
-    cells = _cells(rows.assign(error=""))
     lines = ["# Features probed on the dataset they were trained on, and on the other", "", "Top-1 accuracy in percent."]
-    for dataset, part in rows.groupby("dataset", sort=False):
-        header = ["model", "trained on", "seed", "features", *(_cell_name(*cell) for cell in cells)]
-        lines += ["", f"## {_dataset(dataset)}", "", _line(header), _line(["---"] * 4 + ["---:"] * len(cells))]
-        for (checkpoint, model, features), of_model in part.groupby(["checkpoint", "model", "features"], sort=False):
+    for (dataset, labels), part in rows.groupby(["dataset", "labels"], sort=False):
+        cells = _cells(part)
+        table = [["model", "trained on", "seed", "features", *(f"{PROBES[probe]}, {view}" for probe, view in cells)]]
+        for (_, model, features), of_model in part.groupby(["checkpoint", "model", "features"], sort=False):
             run = of_model.iloc[0]
-            about = [model, "", ""] if model in REFERENCE_STYLES else [run["name"], _dataset(run.trained_on), str(run.seed)]
-            top1 = of_model.set_index(["probe", "view", "labels"]).top1
-            lines.append(_line(about + [features] + [f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells]))
+            about = [model, "", ""] if model in REFERENCE_STYLES else [run["name"], NAMES.get(run.trained_on, run.trained_on), str(run.seed)]
+            top1 = of_model.set_index(["probe", "view"]).top1
+            table.append([*about, features, *(f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells)])
+        lines += ["", f"## {NAMES[dataset]}{_labels(labels)}", "", *_filled(table, texts=4)]
     return "\n".join(lines) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _label(method: str, setting: str, value: float) -> str:
+    """What a row is of: "EMP-SSL", or in an ablation "EMP-SSL, num_patches 5"."""
+    return LABELS.get(method, method) + (f", {setting.rpartition('.')[2]} {value:g}" if setting else "")
 
 
 def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -229,34 +285,18 @@ def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[~reference], rows[reference]
 
 
-def _cells(rows: pd.DataFrame) -> list[tuple[str, str, float]]:
-    """(probe, view, fraction of the labels) in the order of the columns."""
-    there = {(row.probe, row.view, row.labels) for row in rows[rows.error == ""].itertuples()}
-    return sorted(there, key=lambda cell: (-cell[2], PROBES.index(cell[0]), cell[1] != "whole", cell[1]))
+def _cells(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(probe, view) in the order of the columns."""
+    there = set(rows[["probe", "view"]].dropna().itertuples(index=False, name=None))
+    return sorted(there, key=lambda cell: (list(PROBES).index(cell[0]), cell[1] != "whole", cell[1]))
 
 
-def _views(rows: pd.DataFrame) -> list[str]:
-    return sorted(rows.view.dropna().unique(), key=lambda view: (view != "whole", view))
-
-
-def _view_name(view: str) -> str:
-    return "whole images" if view == "whole" else f"{view} patches"
-
-
-def _cell_name(probe: str, view: str, labels: float) -> str:
-    return f"{_probe(probe)}, {view}" + ("" if labels == 1 else f", {100 * labels:g} % of the labels")
-
-
-def _probe(probe: str) -> str:
-    return {"knn": "k-NN", "mlp": "MLP"}.get(probe, probe)
-
-
-def _dataset(name: str) -> str:
-    return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(name, name)
+def _labels(labels: float) -> str:
+    return "" if labels == 1 else f", {100 * labels:g} % of the labels"
 
 
 def _title(rows: pd.DataFrame) -> str:
-    name = _dataset(rows.dataset.iloc[0])
+    name = NAMES.get(rows.dataset.iloc[0], rows.dataset.iloc[0])
     holdout = rows.holdout.max()
     return name + (f", held-out {100 * holdout:g} % of the training set" if holdout else "")
 
@@ -276,3 +316,9 @@ def _mean(values: pd.Series, digits: int) -> str:
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _filled(table: list[list[str]], texts: int) -> list[str]:
+    """A table in Markdown, without the columns that are empty below its header (the first line); the first ``texts`` columns are left-aligned."""
+    header, *lines = ([line[i] for i, column in enumerate(zip(*table)) if i < texts or any(column[1:])] for line in table)
+    return [_line(header), _line(["---"] * texts + ["---:"] * (len(header) - texts)), *map(_line, lines)]

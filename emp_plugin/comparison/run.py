@@ -24,6 +24,8 @@ RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
 TRIAL_STEPS = 4  # of the first look at a method's speed; the second one takes
 TRIAL_SHARE = 0.1  # of the minutes
+# patch_size and output_size by dataset
+PAPER_PATCHES = {"cifar10": (16, 32), "cifar100": (16, 32), "tiny-imagenet": (32, 64), "imagenet100": (None, 224)}
 PAPER_NAMES = {"simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
 
 
@@ -54,9 +56,10 @@ class Runs:
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
         self.processes = 0  # started
-        for method in dict.fromkeys(job.method for job in self.jobs):
-            self.recipe(method)  # a mistake in the settings is found before anything is trained
-        ours = [item for item in self.overrides if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
+        for job in self.jobs:
+            self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
+        given = [*self.overrides, *(item for job in self.jobs for item in job.override)]
+        ours = [item for item in given if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
         if ours:
             raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
 
@@ -107,7 +110,7 @@ class Runs:
             references: evaluate raw pixels and the untrained network with it.
             again: also if it is finished.
         """
-        overrides = (*self.length_of(job), f"seed={job.seed}", "limit_val_batches=0")
+        overrides = (*job.override, *self.length_of(job), f"seed={job.seed}", "limit_val_batches=0")
         recipe = self.recipe(job.method, overrides)
         print(f"  {resolved(recipe)}", flush=True)
         kept = [f"epoch={point:g}.ckpt" for point in job.points[:-1]]
@@ -126,7 +129,7 @@ class Runs:
         for point in job.points[:-1]:
             rows += self.rows_of_evaluation(job, point, recipe, folder, self.summary_of(folder / f"epoch={point:g}.ckpt", recipe))
         for step in course:
-            point = {"schedule": COURSE, "epoch": round(step / self.steps_per_epoch(job.method), 4)}
+            point = {"schedule": COURSE, "epoch": round(step / self.steps_per_epoch(job), 4)}
             rows += self.rows_of_evaluation(job, job.length, recipe, folder, self.summary_of(folder / f"step={step}.ckpt", recipe), **point)
         return rows + self.rows_of_evaluation(job, job.length, recipe, folder, json.loads((folder / SUMMARY).read_text()))
 
@@ -134,9 +137,9 @@ class Runs:
         """Steps between two points in the course of a run (0: there are none), and these points but for its end and the job's own."""
         if not self.cfg.evaluate_every:
             return 0, []
-        per_epoch = self.steps_per_epoch(job.method)
+        per_epoch = self.steps_per_epoch(job)
         every = max(1, round(self.cfg.evaluate_every * per_epoch))
-        return every, [step for step in range(every, self.steps(job.method, recipe), every) if step / per_epoch not in job.points[:-1]]
+        return every, [step for step in range(every, self.steps(job, recipe), every) if step / per_epoch not in job.points[:-1]]
 
     def summary_of(self, checkpoint: Path, recipe: DictConfig) -> dict[str, Any]:
         """What summary.json is to a run, of a checkpoint on its way; it is evaluated once. Raises RunFailed."""
@@ -159,10 +162,11 @@ class Runs:
         return json.loads(kept.read_text())
 
     def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any], **point: Any) -> list[dict[str, Any]]:
-        epoch = length if job.budget == "epochs" else self.steps(job.method, recipe) / self.steps_per_epoch(job.method)
+        epoch = length if job.budget == "epochs" else self.steps(job, recipe) / self.steps_per_epoch(job)
         known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
                  **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}} | point
-        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0) | {"paper": "", "schedule": ""}
+        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0)
+        untrained |= dict.fromkeys(("paper", "schedule", "setting", "value"), "")
         rows = []
         for row in summary["evaluation"]:
             row = {"labels": 1.0} | row  # a run from before there were parts of the labels
@@ -171,9 +175,10 @@ class Runs:
         return rows
 
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
-        recipe = self.recipe(job.method)
-        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, "seed": job.seed, "schedule": job.schedule,
-                "budget": job.budget, "length": job.length, **values}
+        recipe = self.recipe(job.method, job.override)
+        setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
+        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, **setting, "seed": job.seed,
+                "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
 
@@ -181,32 +186,33 @@ class Runs:
         """The overrides that make a run as long as its budget says. Raises RunFailed."""
         if job.budget == "epochs" and job.length == int(job.length):
             return (f"max_epochs={int(job.length)}",)
-        per_epoch, recipe = self.steps_per_epoch(job.method), self.recipe(job.method)
+        per_epoch, recipe = self.steps_per_epoch(job), self.recipe(job.method, job.override)
         if job.budget == "epochs":
             steps = job.length * per_epoch
         elif job.budget == "passes":
             steps = steps_for_passes(job.length, self.recipe(self.emp()), recipe, self.images())
         else:
-            rate = self.steps_per_second(job.method, job.length)
+            rate = self.steps_per_second(job)
             steps = rate * 60 * job.length
             print(f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes", flush=True)
         epochs, limit = split_steps(steps, per_epoch)
         return (f"max_epochs={epochs}", *([f"limit_train_batches={limit}"] if limit < per_epoch else []))
 
-    def steps(self, method: str, recipe: DictConfig) -> int:
+    def steps(self, job: Job, recipe: DictConfig) -> int:
         """Of a run of this recipe."""
-        return recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(method))
+        return recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job))
 
-    def steps_per_second(self, method: str, minutes: float) -> float:
+    def steps_per_second(self, job: Job) -> float:
         """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
-        rate = self.trial(method, TRIAL_STEPS)
-        return self.trial(method, max(TRIAL_STEPS, round(rate * 60 * minutes * TRIAL_SHARE)))
+        rate = self.trial(job, TRIAL_STEPS)
+        return self.trial(job, max(TRIAL_STEPS, round(rate * 60 * job.length * TRIAL_SHARE)))
 
-    def trial(self, method: str, steps: int) -> float:
-        epochs, limit = split_steps(steps, self.steps_per_epoch(method))
-        overrides = (f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
-        recipe = self.recipe(method, overrides)
-        folder = self.finished(recipe, "trials") or self.train(method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"), "trials")
+    def trial(self, job: Job, steps: int) -> float:
+        epochs, limit = split_steps(steps, self.steps_per_epoch(job))
+        overrides = (*job.override, f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
+        recipe = self.recipe(job.method, overrides)
+        folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
+                                                               "trials")
         summary = json.loads((folder / SUMMARY).read_text())
         return summary["steps"] / summary["train_seconds"]
 
@@ -214,8 +220,8 @@ class Runs:
         """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""
         return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
 
-    def steps_per_epoch(self, method: str) -> int:
-        return self.images() // self.recipe(method).optimizer.batch_size
+    def steps_per_epoch(self, job: Job) -> int:
+        return self.images() // self.recipe(job.method, job.override).optimizer.batch_size
 
     @cache
     def images(self) -> int:
@@ -302,7 +308,7 @@ def paper_name(recipe: DictConfig) -> str:
     if recipe.data.fraction not in (-1, 1) or recipe.data.holdout:
         return ""
     if recipe.method == "emp":
-        published = (recipe.data.patch_size, recipe.data.output_size) == (16, 32) and recipe.data.num_patches in (20, 200)
+        published = (recipe.data.patch_size, recipe.data.output_size) == PAPER_PATCHES.get(recipe.data.dataset) and recipe.data.num_patches in (20, 200)
         return f"EMP-SSL {recipe.data.num_patches} patches" if published else ""
     return PAPER_NAMES.get(recipe.method, "")
 

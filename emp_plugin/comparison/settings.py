@@ -19,7 +19,9 @@ class Comparison:
     overrides: list[str] = field(default_factory=list)  # of all recipes; those of the command line follow them
     methods: list[str] = field(default_factory=lambda: ["emp", "simclr", "byol", "vicreg", "swav", "ressl"])  # names of recipes
     seeds: list[int] = field(default_factory=lambda: [0])
-    budget: str = "epochs"  # what every method gets the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
+    ablate: Optional[str] = None  # one setting of the recipes, e.g. data.num_patches, and
+    values: list[Any] = field(default_factory=list)  # the numbers it takes in turn, nothing else changed
+    budget: list[str] = field(default_factory=lambda: ["epochs"])  # what all get the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
     epochs: list[float] = field(default_factory=lambda: [1.0])
     minutes: list[float] = field(default_factory=list)
     schedule: list[str] = field(default_factory=lambda: ["fitted"])  # spans the k epochs, or is a long one's, looked at after k epochs
@@ -61,12 +63,16 @@ def _check(cfg: DictConfig) -> None:
         if not condition:
             raise UserError(message)
 
-    require(cfg.budget in BUDGETS, f"budget must be one of {', '.join(BUDGETS)}, got '{cfg.budget}'")
+    require(set(cfg.budget) <= set(BUDGETS) and cfg.budget, f"budget must be one of {', '.join(BUDGETS)}, got {list(cfg.budget)}")
     require(set(cfg.schedule) <= set(SCHEDULES) and cfg.schedule, f"schedule knows {' and '.join(SCHEDULES)}, got {list(cfg.schedule)}")
     require(cfg.methods and cfg.seeds, "methods and seeds must not be empty")
-    name = "minutes" if cfg.budget == "minutes" else "epochs"
-    require(cfg[name] and min(cfg[name]) > 0, f"budget={cfg.budget} needs {name}=[...], all positive")
+    for budget in cfg.budget:
+        name = "minutes" if budget == "minutes" else "epochs"
+        require(cfg[name] and min(cfg[name]) > 0, f"budget={budget} needs {name}=[...], all positive")
     require(cfg.evaluate_every is None or cfg.evaluate_every > 0, f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}")
+    require(bool(cfg.ablate) == bool(cfg["values"]), "an ablation needs both: ablate=SETTING and values=[...]")
+    require(all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cfg["values"]),
+            f"values must be numbers, got {list(cfg['values'])}")
     if "snapshot" in cfg.schedule:
-        require(cfg.budget == "epochs", "schedule=snapshot is of epochs: leave budget at epochs")
+        require(list(cfg.budget) == ["epochs"], "schedule=snapshot is of epochs: leave budget at epochs")
         require(all(epoch == int(epoch) for epoch in cfg.epochs), "schedule=snapshot looks at whole epochs")

@@ -40,7 +40,7 @@ def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path
         axis.axis("off")
         if i == 0:
             axis.set_title(f"{len(shown)} of its {len(patches)} patches, {patches.shape[-1]}x{patches.shape[-1]}", fontsize=8, loc="left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
@@ -59,10 +59,11 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
         axis.set_ylabel(title)
         if len(columns) > 1:
             axis.legend(fontsize=7, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
     plt.close(figure)

@@ -17,6 +17,7 @@ from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, BaseMethod, Base
 Settings = TypeVar("Settings")
 
 SMALL_IMAGES = ("cifar10", "cifar100", "digits")  # solo-learn's 3x3 stem without max-pooling
+TRANSFORMERS = ("vit", "swin")  # built for one size of images
 SGD_KWARGS = ("momentum", "nesterov", "dampening")
 LARS_KWARGS = {"eta": "eta_lars", "clip_lr": "grad_clip_lars", "exclude_bias_n_norm": "exclude_bias_n_norm"}  # head: wheel
 OPTIMIZER_KWARGS = {"sgd": SGD_KWARGS, "lars": (*SGD_KWARGS, *LARS_KWARGS), "adam": ("betas", "eps", "amsgrad"), "adamw": ("betas", "eps", "amsgrad")}
@@ -221,11 +222,16 @@ def _check(cfg: DictConfig) -> None:
     _distance(cfg)
 
 
+def input_size(cfg: DictConfig) -> int | None:
+    """Side in pixels of the only images that a run's backbone takes, if it is a transformer; None for networks that take any."""
+    return _backbone_kwargs(cfg).get("img_size") if cfg.backbone.name.startswith(TRANSFORMERS) else None
+
+
 def _backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
     kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs"))
     size = OmegaConf.select(cfg, "augmentations[0].crop_size")
-    if cfg.backbone.name.startswith(("vit", "swin")) and size:
-        kwargs.setdefault("img_size", size)  # transformers are built for one size
+    if cfg.backbone.name.startswith(TRANSFORMERS) and size:
+        kwargs.setdefault("img_size", size)
     return kwargs
 
 

@@ -56,11 +56,14 @@ def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_se
     assert "over 2 seeds" in table and byol[9][1] == "2"
 
 
-def test_parts_of_the_labels_have_columns_of_their_own(tmp_path):
+def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
     rows = [row("byol", 0, top1, labels=labels, paper="BYOL", probe=probe) for labels, probe, top1 in (
-        (0.01, "linear", 91.0), (1.0, "linear", 20.0), (1.0, "mlp", 22.0))]
-    table, minutes = report(tmp_path, rows)
-    assert cells(table, "BYOL")[5:9] == [("linear, whole", "20.00"), ("paper", "24.9\\*"), ("MLP, whole", "22.00"), ("linear, whole, 1 % of the labels", "91.00")]
+        (0.01, "linear", 91.0), (1.0, "linear", 20.0), (1.0, "mlp", 22.0), (1.0, "online linear", 18.0))]
+    table, minutes = report(tmp_path, rows + [reference("raw pixels", "pixels", 38.0)])
+    whole, few = table.split("## ")[1:]
+    assert cells(whole, "BYOL")[5:9] == [("linear, whole", "20.00"), ("paper", "24.9\\*"), ("online linear, whole", "18.00"), ("MLP, whole", "22.00")]
+    assert few.startswith("1 epoch, schedule fitted, 1 % of the labels\n") and cells(few, "BYOL")[5:] == [("linear, whole", "91.00"), ("seeds", "1 (seed 0)")]
+    assert "raw pixels |" in whole and "raw pixels |" not in few
     assert cells(minutes, "BYOL")[-1] == ("best seen, %", "20.00")
 
 
@@ -134,6 +137,36 @@ def test_convergence_has_a_line_through_the_course_for_linear_and_knn(tmp_path, 
         assert line.get_xdata().tolist() == pytest.approx(x) and line.get_ydata().tolist() == pytest.approx(y)
         (end,) = [bars.lines[0] for bars in axis.containers if bars.get_label() == "EMP-SSL"]
         assert end.get_xdata().tolist() == pytest.approx(x[-1:])
+
+
+def test_an_epoch_and_a_minute_are_points_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("emp_plugin.comparison.report.plt.close", drawn.append)
+    table, _ = report(tmp_path, [row("emp", 0, 70.0), row("emp", 0, 30.0, epoch=0.2, minutes=1, budget="minutes", length=1.0)])
+    assert "## 1 epoch, schedule" in table and "## 1 minute of training, schedule" in table
+    (bars,) = drawn[0].axes[0].containers
+    assert bars.lines[0].get_xdata().tolist() == [0.2, 1.0] and bars.lines[0].get_ydata().tolist() == [30.0, 70.0]
+
+
+def test_an_ablation_has_a_row_and_a_point_for_each_value(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("emp_plugin.comparison.report.plt.close", drawn.append)
+    rows = [row("emp_native", seed, top1 + seed, setting="data.num_patches", value=n, probe=probe) for n, top1 in ((2, 50), (5, 60), (20, 64)) for seed in (0, 1)
+            for probe in ("linear", "knn")]
+    aside = [{"schedule": "course", "top1": 10.0}, {"labels": 0.1}, {"probe": "online linear"}, {"probe": "mlp"}, {"features": "embedding"}]  # in no plot
+    rows += [rows[0] | {"top1": 5.0} | other for other in aside]
+    table, minutes = report(tmp_path, rows + [reference("untrained", "backbone", 40.0)], thresholds=[60])
+    for n, top1 in ((2, "50.50"), (5, "60.50"), (20, "64.50")):
+        assert cells(table, f"EMP-SSL, native patches, num_patches {n} | backbone")[5][1].startswith(top1)
+    assert cells(minutes, "EMP-SSL, native patches, num_patches 2 |")[1][1] == "not reached"
+    assert [axis.get_ylabel().split("\n")[1] for axis in drawn[0].axes] == ["linear, whole images", "k-NN, whole images"]
+    for axis in drawn[0].axes:
+        (bars,) = axis.containers
+        assert bars.lines[0].get_xdata().tolist() == [2, 5, 20] and bars.lines[0].get_ydata().tolist() == [50.5, 60.5, 64.5]
+        assert bars.lines[0].get_color() == STYLES["emp_native"][0]
+    (tmp_path / "ablation.png").unlink()
+    report(tmp_path, [row("byol", 0, 25.0)])
+    assert not (tmp_path / "ablation.png").exists()
 
 
 def test_methods_have_colours_of_their_own():

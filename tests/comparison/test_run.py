@@ -170,9 +170,22 @@ def test_equal_passes(tmp_path, trained, no_report):
     assert rows.epoch["emp"] == 0.5 and rows.epoch["simclr"] == 1
 
 
-@pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq")])
+def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "methods=[emp]", "ablate=optimizer.batch_size", "values=[16,32]", "budget=[epochs,passes]", "epochs=0.5")
+    assert trained == ["emp"] * 2  # equal passes take the same two
+    emp = rows[(rows.method == "emp") & (rows.features == "backbone")]
+    assert emp[["setting", "value", "budget", "steps", "images"]].values.tolist() == [
+        ["optimizer.batch_size", 16, "epochs", 2, 32], ["optimizer.batch_size", 32, "epochs", 1, 32],
+        ["optimizer.batch_size", 16, "passes", 2, 32], ["optimizer.batch_size", 32, "passes", 1, 32]]
+    configs = [OmegaConf.load(tmp_path / run / "config.yaml") for run in emp.run[:2]]
+    assert [config.optimizer.pop("batch_size") for config in configs] == [16, 32] and configs[0].optimizer == configs[1].optimizer
+    assert rows[rows.method == "untrained"].value.isna().all()
+
+
+@pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq"),
+                                               ("ablate=seed values=[1]", "is the comparison's to set")])
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
-    assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", override]) == 1
+    assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", *override.split()]) == 1
     assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
 
 

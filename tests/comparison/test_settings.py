@@ -1,6 +1,8 @@
+import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from emp_plugin.comparison.plan import Job, describe_length, plan, split_steps, steps_for_passes, views_per_image
 from emp_plugin.comparison.settings import read_comparison
@@ -13,10 +15,12 @@ def read(*overrides, name="digits"):
     return read_comparison(str(SCRIPTS / "compare"), name, list(overrides))
 
 
-@pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar")])
-def test_shipped_comparisons_are_of_all_six(name, recipes):
+@pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar"), ("tiny-imagenet", "tiny-imagenet"),
+                                            ("imagenet100", "imagenet100")])
+def test_shipped_comparisons_are_of_all_six(name, recipes, config):
     cfg, rest = read(name=name)
-    assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([] if name == "digits" else [f"data.dataset={name}"])
+    assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([f"data.dataset={name}"] if recipes == "cifar" else [])
+    assert {config(f"{recipes}/{method}", *cfg.overrides).data.dataset for method in cfg.methods} == {name}
 
 
 def test_own_settings_and_those_of_the_recipes():
@@ -37,6 +41,8 @@ def test_own_settings_and_those_of_the_recipes():
     (["methods=[]"], "must not be empty"),
     (["evaluate_every=0"], "evaluate_every is a number of epochs"),
     (["evaluate_every=often"], "could not be converted to Float"),
+    (["ablate=data.num_patches"], "needs both"),
+    (["ablate=data.num_patches", "values=[few,many]"], "must be numbers"),
 ])
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
@@ -53,6 +59,24 @@ def test_plan_has_short_runs_first_and_methods_side_by_side():
     assert [(job.length, job.seed, job.method) for job in jobs] == [(length, seed, method) for length in (1, 3) for seed in (0, 1) for method in ("emp", "byol")]
     jobs = plan(read("methods=[emp]", "epochs=[1,10]", "schedule=[fitted,snapshot]")[0])
     assert jobs == [Job("emp", 0, "snapshot", "epochs", 10, (1, 10)), Job("emp", 0, "fitted", "epochs", 1, (1,)), Job("emp", 0, "fitted", "epochs", 10, (10,))]
+
+
+def test_plan_of_an_ablation():
+    jobs = plan(read("methods=[emp]", "ablate=data.num_patches", "values=[2,5]", "budget=[epochs,minutes]", "minutes=2", "epochs=1")[0])
+    assert [(job.budget, job.length, job.override) for job in jobs] == [
+        (budget, length, (f"data.num_patches={n}",)) for budget, length in (("epochs", 1), ("minutes", 2)) for n in (2, 5)]
+    assert str(jobs[1]) == "emp, data.num_patches=5, seed 0, 1 epoch, schedule fitted"
+
+
+@pytest.mark.parametrize("name", ["patches", "batch_size"])
+def test_the_shipped_ablations(name, config):
+    """What the script hands over, with a setting of the user's; every value gives a recipe that differs in that setting alone."""
+    *_, line = (SCRIPTS / "ablation" / f"{name}.sh").read_text().replace('"$@"', "").splitlines()
+    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", [*shlex.split(line), "optimizer.lr=0.1"])
+    assert rest == ["optimizer.lr=0.1"] and cfg.results_dir == f"results/ablation-{cfg.ablate}" and len(cfg["values"]) > 2
+    for job in plan(cfg):
+        recipe = config(f"{cfg.recipes}/{job.method}", *cfg.overrides, *job.override)
+        assert recipe.method == "emp" and recipe.data.fraction == 0.2 and OmegaConf.select(recipe, cfg.ablate) == float(job.override[0].split("=")[1])
 
 
 @pytest.mark.parametrize("steps", [1, 7, 194.6, 195, 196, 390, 391, 1000, 12345])

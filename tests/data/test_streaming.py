@@ -78,14 +78,33 @@ def test_a_run_on_images_without_labels(tmp_path, capsys):
     assert "no labels" in capsys.readouterr().out and json.loads((run / "summary.json").read_text())["evaluation"] == []
 
 
-def test_tiny_imagenet_is_read_into_memory(tmp_path):
+@pytest.fixture(scope="module")
+def tiny_imagenet(tmp_path_factory):
+    """The layout of Tiny ImageNet as distributed, with two images of each class."""
+    root = tmp_path_factory.mktemp("tiny-imagenet-200")
     for i in range(200):
-        write(tmp_path / "train" / f"n{i:03}" / "images", 2, i, (64, 64))
-    write(tmp_path / "val" / "images", 3, 999, (64, 64))
-    (tmp_path / "val" / "val_annotations.txt").write_text("".join(f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3)))
-    train, test = load_dataset("tiny-imagenet", str(tmp_path))
+        write(root / "train" / f"n{i:03}" / "images", 2, i, (64, 64))
+    write(root / "val" / "images", 3, 999, (64, 64))
+    (root / "val" / "val_annotations.txt").write_text("".join(f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3)))
+    return root
+
+
+def test_tiny_imagenet_is_read_into_memory(tiny_imagenet):
+    train, test = load_dataset("tiny-imagenet", str(tiny_imagenet))
     assert isinstance(train, ImageData) and train.images.shape == (400, 3, 64, 64) and test.targets.tolist() == [0, 1, 2]
-    assert torch.equal(train.images[2], read_image(tmp_path / "train" / "n001" / "images" / "000.jpg", 64))
+    assert torch.equal(train.images[2], read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64))
+
+
+@pytest.mark.parametrize("method, settings", [("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=0"]), ("byol", ["method_kwargs.pred_hidden_dim=16"])])
+def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method, settings):
+    small = ["method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=16", "optimizer.batch_size=16", "limit_train_batches=2", "max_epochs=1",
+             "precision=32", "accelerator=cpu", "evaluation.references=False", "evaluation.probes=[knn]", "evaluation.bag_patches=2", "enable_progress_bar=False"]
+    assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"tiny-imagenet/{method}", f"data.train_path={tiny_imagenet}",
+                               *small, *settings, f"checkpoint.dir={tmp_path}"]) == 0
+    (run,) = tmp_path.glob(f"{method}/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2"]
+    assert torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["backbone.conv1.weight"].shape[-1] == 7  # ImageNet's stem, as in the paper
 
 
 def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):

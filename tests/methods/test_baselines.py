@@ -152,6 +152,22 @@ def test_cifars_recipes_say_what_solo_learn_publishes(config, name):
     assert config(f"cifar/{name}", "data.dataset=cifar100").augmentations[-1].std == [0.2673, 0.2564, 0.2762]
 
 
+@pytest.mark.parametrize("dataset, size", [("imagenet100", 224), ("tiny-imagenet", 64), ("custom", 224)])
+@pytest.mark.parametrize("name", BASELINES)
+def test_recipes_of_larger_images_say_what_solo_learn_publishes_for_imagenet100(config, name, dataset, size):
+    """Published in scripts/pretrain/imagenet-100 at commit 9187ea39; with its checkout, tests/solo_learn/test_recipes_exchange.py compares the files."""
+    cfg = config(f"{dataset}/{name}")
+    assert (cfg.name, cfg.max_epochs, cfg.optimizer.batch_size, cfg.scheduler.warmup_epochs) == (f"{name}-{dataset}", 400, 256, 10)
+    published = {"simclr": ("lars", 0.3, 1e-4), "byol": ("lars", 0.5, 1e-6), "vicreg": ("lars", 0.3, 1e-4), "swav": ("lars", 0.6, 1e-6),
+                 "ressl": ("sgd", 0.3, 1e-4)}[name]
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == published
+    made = recipes(cfg)
+    assert {recipe.output_size for recipe in made} == {size} and sum(recipe.num_patches for recipe in made) == 2
+    assert {recipe.mean for recipe in made} == {(0.485, 0.456, 0.406)} and {recipe.std for recipe in made} == {(0.229, 0.224, 0.225)}
+    assert [recipe.blur_prob for recipe in made] == {"byol": [1.0, 0.1], "ressl": [0.5, 0]}.get(name, [0.5])
+    assert config(f"{dataset}/{name}", "max_epochs=4").scheduler.warmup_epochs == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_what_counts_in_epochs_is_fitted_to_the_run(config, name):
     cfg = config(f"cifar/{name}", "max_epochs=1")

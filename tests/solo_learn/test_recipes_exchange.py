@@ -2,6 +2,7 @@
 import importlib
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,22 @@ def test_the_heads_recipes_are_ours(checkout, name):
     assert isinstance(fresh_method(cfg), METHODS[name])
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_our_recipes_for_imagenet100_are_the_heads(checkout, name):
+    theirs = read_config(str(checkout / "scripts" / "pretrain" / "imagenet-100"), name, ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"])
+    ours = read_config(str(SCRIPTS), f"imagenet100/{name}", [])
+    assert theirs.method_kwargs.items() - ours.method_kwargs.items() <= {("base_tau_momentum", 0.99), ("final_tau_momentum", 1.0), ("momentum_classifier", None)}
+    assert theirs.momentum == ours.momentum and theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs and theirs.max_epochs == ours.max_epochs
+    for key in ("name", "lr", "classifier_lr", "weight_decay"):
+        assert theirs.optimizer[key] == ours.optimizer[key]
+    assert theirs.optimizer.kwargs.items() <= ours.optimizer.kwargs.items()
+    assert theirs.optimizer.batch_size * len(theirs.devices) == ours.optimizer.batch_size * len(ours.devices)
+    alike = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the head's are in its code
+    assert recipes(theirs) == [replace(recipe, **alike) for recipe in recipes(ours)]
+
+
 @pytest.mark.skipif(GENERATION != "head", reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
-@pytest.mark.parametrize("name", [path.stem for path in sorted((SCRIPTS / "cifar").glob("*.yaml")) if path.stem in BASELINES])
+@pytest.mark.parametrize("name", BASELINES)
 def test_our_recipes_are_the_heads(name):
     """All that its main_pretrain.py reads of a recipe, before it makes datasets and a Trainer."""
     parse_cfg = importlib.import_module("solo.args.pretrain").parse_cfg
