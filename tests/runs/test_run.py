@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin.configuration import read_config
 from emp_plugin.runs.callbacks import CONFIG_KEY, Checkpoints
+from emp_plugin.runs.training import batch_norm_group
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["precision=32", "data.num_patches=2", "optimizer.batch_size=16", "method_kwargs.embedding_dim=32",
@@ -27,6 +29,12 @@ def the_run(folder):
     return run
 
 
+@pytest.mark.parametrize("recipe, overrides, group", [
+    ("digits/emp", [], 8 * 64), ("digits/emp", ["method_kwargs.patch_chunk=3"], 3 * 64), ("digits/emp", ["method_kwargs.patch_chunk=30"], 8 * 64), ("digits/byol", [], 64)])
+def test_patches_that_share_batch_norms_statistics(recipe, overrides, group):
+    assert batch_norm_group(read_config(SCRIPTS / "pretrain", recipe, overrides)) == group
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -41,6 +49,7 @@ def test_what_a_run_leaves(finished):
     assert not [name for name in names if "tmp" in name]
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["epochs"], summary["steps"], summary["images"], summary["patches"]) == (2, 10, 160, 320)
+    assert summary["batch_norm_group"] == 2 * 16
     assert summary["train_seconds"] > 0 and summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
     rows = pd.DataFrame(summary["evaluation"])
     assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
