@@ -34,8 +34,8 @@ def pretrain(cfg: DictConfig) -> Path:
     checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
     resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
     folder = folder or new_folder(cfg)
+    trainer = build_trainer(cfg, folder)  # before the method: solo-learn's head counts the devices, which may be nonsense
     model = fresh_method(cfg)
-    trainer = build_trainer(cfg, folder)
     if len(train) < cfg.optimizer.batch_size * trainer.world_size:
         raise UserError(f"{len(train)} training images are fewer than a batch: optimizer.batch_size={cfg.optimizer.batch_size}"
                         + (f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""))
