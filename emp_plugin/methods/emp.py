@@ -1,6 +1,6 @@
 """EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as a solo-learn method."""
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
-from torch.utils.checkpoint import checkpoint
 
 from emp_plugin.losses import at_least_float32, effective_rank, emp_ssl_loss
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
@@ -98,14 +97,9 @@ class EMP(BaseMethod):
         return out["backbone"].unflatten(0, (n, b)), F.normalize(at_least_float32(z), dim=-1).unflatten(0, (n, b))
 
     def project_chunks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`project`, ``patch_chunk`` patches at a time and without keeping their activations.
-
-        Activation checkpointing runs each chunk once for its z and again, when the gradient of the loss with respect to z is known,
-        for the gradients of the weights; so the objective is taken once over all patches. Only one chunk's activations exist at a time.
-        """
-        context = lambda: (nullcontext(), frozen_batch_statistics(self))  # noqa: E731
-        parts = [checkpoint(self.project, chunk, use_reentrant=False, context_fn=context) for chunk in patches.split(self.settings.patch_chunk)]
-        return tuple(torch.cat(part) for part in zip(*parts))
+        """As :meth:`project`, ``patch_chunk`` patches at a time and without keeping their activations; h has no gradient."""
+        parts = backbone_of(self), self.embedder, self.projector
+        return _InChunks.apply(self, patches, *(p for part in parts for p in part.parameters() if p.requires_grad))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on solo-learn's ``[indices, X, targets]``; X is (n, b, 3, s, s) or a list of n tensors (b, 3, s, s)."""
@@ -136,6 +130,59 @@ def gather_images(z: Tensor) -> Tensor:
     Gradients flow back to every process: each receives the sum over all processes, of whose parameter gradients DDP takes the mean.
     """
     return torch.cat(all_gather(z), dim=1) if dist.is_available() and dist.is_initialized() else z
+
+
+class _InChunks(torch.autograd.Function):
+    """Projects patches a chunk at a time: once without a graph for all h and z, and once more, when the gradient of the loss with respect to z is
+    known, for the gradients of the weights.
+
+    So the objective is taken once over all patches, and only one chunk's activations exist at a time. The weights are arguments, so that their
+    gradients come by once, however many chunks there are (DDP synchronises then). The graphs of ``torch.utils.checkpoint``
+    lie between a CPU's large tensors and keep their room from being used again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, method: EMP, patches: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        device = patches.device.type
+        ctx.method, ctx.random, ctx.weights = method, [], weights
+        # casts of the weights must not be kept: these have no graph
+        ctx.autocast = {"device_type": device, "dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device), "cache_enabled": False}
+        ctx.save_for_backward(patches)
+        out: tuple[Tensor, ...] = ()
+        with torch.autocast(**ctx.autocast):
+            for first in range(0, len(patches), method.settings.patch_chunk):
+                ctx.random.append(_random_state(patches.device))
+                made = method.project(patches[first:first + method.settings.patch_chunk])
+                out = out or tuple(part.new_empty(len(patches), *part.shape[1:]) for part in made)
+                for whole, part in zip(out, made):
+                    whole[first:first + len(part)] = part
+        ctx.mark_non_differentiable(out[0])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        [patches] = ctx.saved_tensors
+        chunk = ctx.method.settings.patch_chunk
+        gradients = [torch.zeros_like(weight) for weight in ctx.weights]
+        now = _random_state(patches.device)
+        with torch.enable_grad(), torch.autocast(**ctx.autocast), frozen_batch_statistics(ctx.method):
+            for part, dz, state in zip(patches.split(chunk), upstream.split(chunk), ctx.random):
+                _set_random_state(patches.device, state)  # dropout falls as in the first pass
+                z = ctx.method.project(part)[1]
+                for total, gradient in zip(gradients, torch.autograd.grad(z, ctx.weights, dz)):
+                    total += gradient
+        _set_random_state(patches.device, now)
+        return None, None, *gradients
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
 
 
 @contextmanager

@@ -34,8 +34,8 @@ def pretrain(cfg: DictConfig) -> Path:
     checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
     resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
     folder = folder or new_folder(cfg)
+    trainer = build_trainer(cfg, folder)  # before the method: solo-learn's head counts the devices, which may be nonsense
     model = fresh_method(cfg)
-    trainer = build_trainer(cfg, folder)
     if len(train) < cfg.optimizer.batch_size * trainer.world_size:
         raise UserError(f"{len(train)} training images are fewer than a batch: optimizer.batch_size={cfg.optimizer.batch_size}"
                         + (f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""))
@@ -91,7 +91,7 @@ def summarise(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, t
     patches = images * sum(recipe.num_patches for recipe in recipes(cfg))
     summary = {
         "method": cfg.method, "name": cfg.name, "dataset": cfg.data.dataset, "holdout": cfg.data.holdout, "seed": cfg.seed,
-        "epochs": trainer.current_epoch, "steps": trainer.global_step, "images": images, "patches": patches,
+        "epochs": trainer.current_epoch, "steps": trainer.global_step, "images": images, "patches": patches, "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1), "evaluation_seconds": round(time.perf_counter() - began, 1),
         "patches_per_second": round(patches / trained, 1), "command": " ".join(sys.argv), "versions": versions(), "evaluation": rows,
     }
@@ -100,6 +100,14 @@ def summarise(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, t
     if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
         pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def batch_norm_group(cfg: DictConfig) -> int:
+    """Patches that pass the backbone together in a process and share BatchNorm's statistics: EMP's n x b, or those of a chunk; of others one view's batch."""
+    if cfg.method != "emp":
+        return cfg.optimizer.batch_size
+    [recipe] = recipes(cfg)
+    return cfg.optimizer.batch_size * min(recipe.num_patches, cfg.method_kwargs.get("patch_chunk") or recipe.num_patches)
 
 
 def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from torch.optim import Optimizer
 
-from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints
+from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints, over_processes
 
 
 def import_solo() -> SimpleNamespace:
@@ -26,7 +26,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (keep_static_rates, *REPAIRS, empty_knn_after_validation):
+    for patch in (keep_static_rates, *REPAIRS, count_images_once, empty_knn_after_validation):
         patch(solo)
     exchange_checkpoints(solo, "head")
     solo.base._patched_by_emp_plugin = True
@@ -47,6 +47,25 @@ def keep_static_rates(solo: SimpleNamespace) -> None:
         return made
 
     solo.base.BaseMethod.configure_optimizers = configure_optimizers
+
+
+def count_images_once(solo: SimpleNamespace) -> None:
+    """The means of a validation with several processes are over its images; the head takes the mean of the processes' means, however many images each had."""
+
+    def weighed(original):
+        def on_validation_epoch_end(self):
+            images = sum(output["batch_size"] for output in self.validation_step_outputs)
+            log_dict = self.log_dict
+            self.log_dict = lambda log, **_: log_dict(over_processes(self.trainer, log, images))
+            try:
+                original(self)
+            finally:
+                del self.log_dict
+
+        return on_validation_epoch_end
+
+    for cls in (solo.base.BaseMethod, solo.base.BaseMomentumMethod, solo.linear.LinearModel):
+        cls.on_validation_epoch_end = weighed(cls.on_validation_epoch_end)
 
 
 def empty_knn_after_validation(solo: SimpleNamespace) -> None:

@@ -131,6 +131,15 @@ def resume_dinos_epoch(solo: SimpleNamespace) -> None:
 REPAIRS = (schedule_by_step, repair_knn, allow_few_classes, keep_swavs_queue, resume_dinos_epoch)
 
 
+def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, Any]:
+    """The means over the images of all processes, each image once (Lightning's own weights are rounded when their number is odd)."""
+    if trainer.world_size == 1:
+        return log
+    sums = torch.tensor([float(images), *(float(value) * images for value in log.values())], device=trainer.strategy.root_device)
+    total, *sums = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    return {key: value / total for key, value in zip(log, sums)}
+
+
 def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:
     """Checkpoints name the backbone as the head does, whoever writes them, and are read with either name.
 

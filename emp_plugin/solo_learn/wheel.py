@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints
+from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints, over_processes
 from emp_plugin.solo_learn.schedules import warmup_cosine
 
 PL_BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
@@ -130,22 +130,13 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
             log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
             self.knn.reset()
         images = sum(output["batch_size"] for output in parts[0]) if parts else 1
-        self.log_dict(_over_processes(self.trainer, log, images))
+        self.log_dict(over_processes(self.trainer, log, images))
 
     for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
         for hook in (on_validation_epoch_start, on_validation_batch_end, on_validation_epoch_end):
             setattr(cls, hook.__name__, hook)
     for cls in (solo.base.BaseMethod, solo.base.BaseMomentumMethod, solo.linear.LinearModel):
         del cls.validation_epoch_end
-
-
-def _over_processes(trainer: pl.Trainer, log: dict[str, Any], images: int) -> dict[str, Any]:
-    """The means over the images of all processes, each image once (Lightning's own weights are rounded when their number is odd)."""
-    if trainer.world_size == 1:
-        return log
-    sums = torch.tensor([float(images), *(float(value) * images for value in log.values())], device=trainer.strategy.root_device)
-    total, *sums = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-    return {key: value / total for key, value in zip(log, sums)}
 
 
 def accept_batch_end_without_loader_index(solo: SimpleNamespace) -> None:

@@ -14,7 +14,7 @@ from solo.utils.sinkhorn_knopp import SinkhornKnopp
 from emp_plugin.data import PretrainData
 from emp_plugin.configuration import recipes
 from emp_plugin.runs.probing import fresh_method
-from emp_plugin.solo_learn import backbone_of, pl
+from emp_plugin.solo_learn import GENERATION, backbone_of, pl
 from emp_plugin.transforms import BatchMultiPatch
 
 BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
@@ -60,7 +60,9 @@ def fit(cfg, train, steps):
 def expected_loss(name, out, before):
     """solo-learn's loss function on the recorded outputs, with the settings published for CIFAR."""
     if name == "simclr":
-        return "train_nce_loss", simclr_loss_func(*out["projector"], temperature=0.2)
+        z = out["projector"]
+        arguments = (torch.cat(z), torch.arange(len(z[0])).repeat(2)) if GENERATION == "head" else z
+        return "train_nce_loss", simclr_loss_func(*arguments, temperature=0.2)
     if name == "byol":
         (p1, p2), (z1, z2) = out["predictor"], out["momentum_projector"]
         return "train_neg_cos_sim", byol_loss_func(p2, z1) + byol_loss_func(p1, z2)
@@ -69,8 +71,9 @@ def expected_loss(name, out, before):
     if name == "swav":
         p = out["prototypes"]
         return "train_swav_loss", swav_loss_func(p, [SinkhornKnopp(3, 0.05, 1)(x.clone()) for x in p], 0.1)
-    q, k = (torch.nn.functional.normalize(out[key][0], dim=-1) for key in ("projector", "momentum_projector"))
-    return "ressl_loss", ressl_loss_func(q, k, before["queue"], 0.1, 0.04)
+    # the head passes both views through both networks, the wheel the first through the one and the second through the other
+    q, k = (torch.nn.functional.normalize(z, dim=-1) for z in (out["projector"][0], out["momentum_projector"][-1]))
+    return "train_ressl_loss" if GENERATION == "head" else "ressl_loss", ressl_loss_func(q, k, before["queue"], 0.1, 0.04)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_loss_of_the_first_step_is_solo_learns(trained, config, digits, name):
     key, expected = expected_loss(name, record.outputs[0], record.before)
     logged = record.logged[0]
     assert logged.get(f"{key}_step", logged.get(key)) == pytest.approx(expected.item(), rel=1e-5)
-    assert record.outputs[0].keys() >= {"projector"} and len(record.outputs[0]["projector"]) == (1 if name == "ressl" else 2)
+    assert record.outputs[0].keys() >= {"projector"} and len(record.outputs[0]["projector"]) == (1 if name == "ressl" and GENERATION == "wheel" else 2)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -111,8 +114,11 @@ def test_momentum_networks_follow_by_tau(config, digits, name):
     cfg = config(f"digits/{name}", *SMALL, *HEADS[name], "scheduler.warmup_epochs=0")
     model, record = fit(cfg, digits[0].subset(range(16)), 1)
     assert record.tau == pytest.approx(0.99)
-    pairs = [(backbone_of(model), model.momentum_encoder, "momentum_encoder"), (model.projector, model.momentum_projector, "momentum_projector")]
-    for online, momentum, prefix in pairs:
+    prefixes = {child: name for name, child in model.named_children()}
+    assert [prefixes[momentum].removeprefix("momentum_") for _, momentum in model.momentum_pairs] == [prefixes[online] for online, _ in model.momentum_pairs]
+    assert [online for online, _ in model.momentum_pairs] == [backbone_of(model), model.projector]
+    for online, momentum in model.momentum_pairs:
+        prefix = prefixes[momentum]
         for key, value in online.named_parameters():
             expected = 0.99 * record.before[f"{prefix}.{key}"] + 0.01 * value
             torch.testing.assert_close(momentum.get_parameter(key), expected, rtol=1e-5, atol=1e-7)
@@ -121,7 +127,7 @@ def test_momentum_networks_follow_by_tau(config, digits, name):
 
 def test_ressls_queue_takes_the_teachers_keys(trained, config, digits):
     model, record = trained("ressl", config, digits[0])
-    keys = torch.cat([torch.nn.functional.normalize(step["momentum_projector"][0], dim=-1) for step in record.outputs])
+    keys = torch.cat([torch.nn.functional.normalize(step["momentum_projector"][-1], dim=-1) for step in record.outputs])
     torch.testing.assert_close(model.queue[:32], keys)
     torch.testing.assert_close(model.queue[32:], record.before["queue"][32:])
 

@@ -163,6 +163,27 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance):
         assert "num_batches" not in name or value == 3  # three chunks, each counted once
 
 
+@pytest.mark.parametrize("bf16,tolerance", [(False, 1e-5), (True, 2e-2)])
+def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
+    """With dropout: the second pass over a chunk drops what the first one dropped, and the generator has moved once; also under autocast."""
+    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    model.embedder.append(torch.nn.Dropout(0.5))
+    patches = torch.randn(4, 8, 3, 16, 16)
+    results = []
+    for project in (lambda: model.project_chunks(patches)[1], lambda: grouped_reference(model, patches, 2)):
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            z = project()
+        emp_ssl_loss(z.float()).loss.backward()
+        results.append(({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, torch.get_rng_state()))
+    (gradients, state), (expected, expected_state) = results
+    assert torch.equal(state, expected_state)
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale))
+
+
 def test_chunks_need_not_keep_the_activations(method):
     """Between forward and backward nothing of a chunk's size is kept but its patches and projections."""
     kept = []

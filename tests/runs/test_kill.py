@@ -21,7 +21,7 @@ TWO_VIEWS = ["~method_kwargs", "augmentations=[{crop_size: 8, num_crops: 2, patc
 METHODS = {
     "emp": ["data.num_patches=2", "data.patch_size=8", "data.output_size=8", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"],
     "byol": [*TWO_VIEWS, "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, pred_hidden_dim: 16}", "momentum.base_tau=0.5"],
-    "swav": [*TWO_VIEWS, "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6, queue_size: 32, epoch_queue_starts: 1}"],
+    "swav": [*TWO_VIEWS, "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6, queue_size: 32, epoch_queue_starts: 1, temperature: 0.1}"],
 }
 
 

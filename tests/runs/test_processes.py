@@ -19,6 +19,7 @@ from emp_plugin.configuration import read_config
 from emp_plugin.losses import emp_ssl_loss
 from emp_plugin.methods import emp
 from emp_plugin.runs.probing import fresh_method
+from emp_plugin.solo_learn import backbone_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 N, B, SIDE = 3, 8, 4  # patches, images of the global batch, side of a patch
@@ -39,7 +40,8 @@ def small_method(chunk):
     emp._dense = without_batchnorm
     model = fresh_method(read_config(str(SCRIPTS / "pretrain"), "digits/emp", [
         "method_kwargs.embedding_dim=16", "method_kwargs.proj_hidden_dim=12", "method_kwargs.proj_output_dim=6", f"method_kwargs.patch_chunk={chunk}"]))
-    model.encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE ** 2, 512), nn.Tanh())
+    name = next(name for name, child in model.named_children() if child is backbone_of(model))
+    setattr(model, name, nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE ** 2, 512), nn.Tanh()))
     model.log_dict = lambda *_, **__: None
     return model
 
@@ -122,7 +124,7 @@ def main(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, env=environment, timeout=300)
     assert answer.returncode == 0, answer.stderr[-3000:]
     return folder

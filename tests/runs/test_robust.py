@@ -102,7 +102,7 @@ def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     equal(run, finished)
 
 
-@pytest.mark.parametrize("method,own", [("byol", "pred_hidden_dim: 16"), ("swav", "num_prototypes: 6, queue_size: 32, epoch_queue_starts: 0")])
+@pytest.mark.parametrize("method,own", [("byol", "pred_hidden_dim: 16"), ("swav", "num_prototypes: 6, queue_size: 32, epoch_queue_starts: 0, temperature: 0.1")])
 def test_baselines_continue_to_the_bit(tmp_path, monkeypatch, method, own):
     """The momentum's tau, SwAV's queue, the bank of the online k-NN and the means over the epoch."""
     def kill(trainer):

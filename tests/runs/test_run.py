@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from emp_plugin import main_knn, main_linear, main_pretrain
-from emp_plugin.configuration import recipes
+from emp_plugin.configuration import read_config, recipes
 from emp_plugin.data import PretrainData
 from emp_plugin.evaluation import extract_features
 from emp_plugin.evaluation.probes import train_classifier
 from emp_plugin.runs.callbacks import CONFIG_KEY, Checkpoints
 from emp_plugin.runs.probing import evaluate_run, fresh_method
+from emp_plugin.runs.training import batch_norm_group
 from emp_plugin.solo_learn import pl
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -34,6 +35,12 @@ def the_run(folder):
     return run
 
 
+@pytest.mark.parametrize("recipe, overrides, group", [
+    ("digits/emp", [], 8 * 64), ("digits/emp", ["method_kwargs.patch_chunk=3"], 3 * 64), ("digits/emp", ["method_kwargs.patch_chunk=30"], 8 * 64), ("digits/byol", [], 64)])
+def test_patches_that_share_batch_norms_statistics(recipe, overrides, group):
+    assert batch_norm_group(read_config(SCRIPTS / "pretrain", recipe, overrides)) == group
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -48,6 +55,7 @@ def test_what_a_run_leaves(finished):
     assert not [name for name in names if "tmp" in name]
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["epochs"], summary["steps"], summary["images"], summary["patches"]) == (2, 10, 160, 320)
+    assert summary["batch_norm_group"] == 2 * 16
     assert summary["train_seconds"] > 0 and summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
     rows = pd.DataFrame(summary["evaluation"])
     assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
