@@ -32,7 +32,7 @@ def main() -> None:
         print(json.dumps(measure(*map(int, sys.argv[2:]))))
         return
     args = arguments(__doc__.splitlines()[0], trials=2)
-    lines = [(2, 0), (2, 1)] if args.small else [(20, 0), (20, 2), (20, 5), (50, 5), (200, 2), (200, 5)]
+    lines = [(2, 0), (2, 1)] if args.small else [(20, 0), (20, 2), (20, 5), (50, 5), (200, 5)]
     batch = 4 if args.small else 100
     cases, unchunked = {}, {}
     for patches, chunk in lines:
