@@ -1,8 +1,9 @@
 """Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
 import itertools
+import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from emp_plugin.errors import UserError
+
+
+def no_marks() -> Tensor:
+    """(process, 1 + index) of what each worker is reading, in memory that the main process sees when one is killed; 0: nothing."""
+    return torch.zeros(256, 2, dtype=torch.long).share_memory_()
 
 
 @dataclass(frozen=True)
@@ -29,18 +36,33 @@ class ImageFiles:
     targets: Tensor
     classes: list[str]
     size: int
+    reading: Tensor = field(default_factory=no_marks, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def fetch(self, indices: Tensor) -> Tensor:
         """The images at ``indices``, uint8 (b, 3, size, size). Raises UserError for a file that is no image."""
-        return torch.stack([read_image(os.fsdecode(path), self.size) for path in self.paths[np.asarray(indices)]])
+        images = []
+        for index in np.asarray(indices).tolist():
+            self._mark(1 + index)
+            images.append(read_image(os.fsdecode(self.paths[index]), self.size))
+        self._mark(0)
+        return torch.stack(images)
+
+    def _mark(self, number: int) -> None:
+        if worker := get_worker_info():
+            self.reading[worker.id % len(self.reading)] = torch.tensor([os.getpid(), number])
+
+    def died_on(self) -> list[str]:
+        """Paths that worker processes were reading when they died."""
+        alive = {process.pid for process in multiprocessing.active_children()}
+        return [os.fsdecode(self.paths[number - 1]) for process, number in self.reading.tolist() if number and process not in alive]
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """The images at ``indices``, in that order."""
         indices = np.asarray(indices)
-        return replace(self, paths=self.paths[indices], targets=self.targets[torch.as_tensor(indices)])
+        return replace(self, paths=self.paths[indices], targets=self.targets[torch.as_tensor(indices)], reading=no_marks())
 
     def read_all(self, description: str) -> Tensor:
         """All images at once, uint8 (N, 3, size, size), with a progress bar."""

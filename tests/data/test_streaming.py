@@ -1,5 +1,7 @@
 """Images that stay on disk, through the data module, the features and whole runs."""
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from emp_plugin import main_linear, main_pretrain
-from emp_plugin.data import ImageData, in_order, load_dataset
+from emp_plugin.data import ImageData, files, in_order, load_dataset
 from emp_plugin.data.files import ImageFiles, read_image
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features, pixel_features
@@ -52,6 +54,18 @@ def test_images_on_disk_give_the_features_of_images_in_memory(folders):
     for view in ("whole", "bag"):
         on_disk, in_memory = (extract_features(network, data, recipe, view, 3) for data in (train, memory))
         assert torch.equal(on_disk.features["backbone"], in_memory.features["backbone"]) and torch.equal(on_disk.targets, train.targets)
+
+
+def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkeypatch, capsys):
+    def read_image(path, size, read=files.read_image):
+        if path.endswith("bee/005.jpg"):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory is short
+        return read(path, size)
+
+    monkeypatch.setattr(files, "read_image", read_image)
+    assert pretrain(tmp_path, f"data.train_path={folders}/train", f"data.val_path={folders}/val", "data.num_workers=2") == 1
+    message = capsys.readouterr().err
+    assert "a data worker died after step" in message and f"reading {folders}/train/bee/005.jpg (" in message and "Traceback" not in message
 
 
 def test_pixels_of_large_images_are_averaged_down(folders):
