@@ -251,9 +251,9 @@ def read_config(config_path: str, config_name: str, overrides: list[str], schema
 def _hydra_override(item: str, groups: set[str]) -> str:
     """``++key=value`` lets an override name a key of the schema that the YAML leaves to its default (unknown keys are caught by the
     schema); the choice of another file of a group, such as ``augmentations=emp``, is Hydra's as it stands. Hydra wants quotes around a value
-    with an equals sign, such as ``epoch=1.ckpt``."""
+    with an equals sign, such as ``epoch=1.ckpt``, or a backslash before it."""
     key, _, value = item.partition("=")
-    if "=" in value and value[0] not in "'\"[{":
+    if "=" in value.replace("\\=", "") and value[0] not in "'\"[{":
         item = f"{key}='{value}'"
     chooses_file = key.lstrip("/") in groups and value.replace("_", "").replace("-", "").isalnum()
     return item if item[0] in "+~" or chooses_file else f"++{item}"
