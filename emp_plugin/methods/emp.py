@@ -188,15 +188,14 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, BatchNorm normalises by the batch as in training but leaves its running statistics and counters as they are."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats]
     for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
+        layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer, (momentum, counter) in zip(layers, before):
-            layer.momentum, layer.num_batches_tracked = momentum, counter
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def _dense(inputs: int, outputs: int) -> nn.Sequential:

@@ -139,11 +139,14 @@ def grouped_reference(model, patches, chunk):
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance):
-    """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph."""
+@pytest.mark.parametrize("dtype,tolerance,synchronised", [(torch.float64, 1e-10, False), (torch.float32, 1e-5, False), (torch.float64, 1e-10, True)])
+def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchronised):
+    """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph; also with the layers of
+    several GPUs (SyncBatchNorm, which in a single process is BatchNorm)."""
     settings = ["method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"]
     model = method("method_kwargs.patch_chunk=2", *settings).to(dtype).train()
+    if synchronised:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     state = copy.deepcopy(model.state_dict())
     patches, targets = torch.randn(5, 8, 3, 16, 16, dtype=dtype), torch.full((8,), -1)
     model.training_step([torch.arange(8), patches, targets], 0).backward()
