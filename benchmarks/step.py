@@ -62,10 +62,10 @@ def bare(cfg: DictConfig) -> Callable[[], None]:
     network = fresh_method(cfg).to(DEVICE)
     patches = torch.randn(n, b, side, side, 3, device=DEVICE).movedim(-1, 2)
     upstream = torch.randn(n, b, network.settings.proj_output_dim, device=DEVICE)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[cfg.precision]
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(cfg.precision)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, dtype):
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype is not None):
             z = network.project(patches)[1]
         z.backward(upstream)
         network.zero_grad()

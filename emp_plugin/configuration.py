@@ -274,12 +274,28 @@ def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
         raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
-    _check_evaluation(cfg.evaluation)
     if schema is Run:
         cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
+        if cfg.get("precision") is None:
+            cfg.precision = _fast_precision(uses_gpu(cfg))
+    _check_evaluation(cfg.evaluation, uses_gpu(cfg))
+    if schema is Run:
         _check_run(cfg)
         _count_views(cfg)
     return cfg
+
+
+def uses_gpu(cfg: DictConfig) -> bool:
+    """Whether a run or an evaluation is for CUDA's devices; the others there are have not been tried."""
+    return cfg.get("accelerator") != "cpu" and torch.cuda.is_available()
+
+
+def _fast_precision(gpu: bool) -> str:
+    """The precision that this machine is fast in. bf16 without hardware for it (GPUs before Ampere, CPUs without AVX512-BF16) is slower than float32:
+    a step of ResNet-18 twice with AVX-512 alone, and nine times without oneDNN's kernels, which is what a CPU with AVX2 gets."""
+    if gpu:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "bf16-mixed" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "32"  # torch before 2.6 cannot tell
 
 
 def recipes(cfg: DictConfig) -> list[PatchRecipe]:
@@ -293,7 +309,9 @@ def recipes(cfg: DictConfig) -> list[PatchRecipe]:
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that the configuration sets."""
     arguments = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS}
-    if isinstance(arguments.get("devices"), list) and (arguments.get("accelerator") == "cpu" or not torch.cuda.is_available()):
+    if not torch.cuda.is_available() and arguments.get("accelerator", "auto") == "auto":
+        arguments["accelerator"] = "cpu"  # Lightning would take Apple's GPU, which lacks float64
+    if isinstance(arguments.get("devices"), list) and not uses_gpu(cfg):
         arguments["devices"] = len(arguments["devices"])  # solo-learn's recipes list GPUs; Lightning's CPUs have no numbers
     return arguments
 
@@ -363,14 +381,13 @@ def check_whole_images(cfg: DictConfig, side: int) -> None:
                                         "set evaluation.views=[bag], and for pretraining limit_val_batches=0")
 
 
-def _check_evaluation(cfg: DictConfig) -> None:
+def _check_evaluation(cfg: DictConfig, gpu: bool) -> None:
     """Also settles what is left to the machine: the bag of features."""
     _require(set(cfg.views) <= {"whole", "bag"}, f"evaluation.views knows whole and bag, got {list(cfg.views)}")
     _require(set(cfg.probes) <= {"linear", "mlp", "knn"}, f"evaluation.probes knows linear, mlp and knn, got {list(cfg.probes)}")
     _require(len(cfg.views) > 0 and len(cfg.probes) > 0, "evaluation.views and evaluation.probes must not be empty; evaluation.enabled=False skips it")
     _require(len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
              f"evaluation.label_fractions are in (0, 1], got {list(cfg.label_fractions)}")
-    gpu = torch.cuda.is_available()
     cfg.bag_patches = (128 if gpu else 16) if cfg.bag_patches is None else cfg.bag_patches
     cfg.bag_augmented = gpu if cfg.bag_augmented is None else cfg.bag_augmented
     _require(cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}")

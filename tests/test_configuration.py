@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from emp_plugin.configuration import Probe, read_config, recipes, trainer_arguments
 from emp_plugin.errors import UserError
@@ -27,6 +28,23 @@ def test_overrides(config):
     assert cfg.name == "emp-cifar100" and cfg.data.num_classes == 100 and cfg.data.num_large_crops == 200
     assert recipes(cfg)[0].num_patches == 200 and cfg.optimizer.lr == 0.1 and cfg.backbone.stem_padding == 1
     assert trainer_arguments(cfg)["limit_train_batches"] == 5 and cfg.method_kwargs.preset == "paper"
+
+
+@pytest.mark.parametrize("gpu,bf16,accelerator,expected", [
+    (True, True, "auto", ("bf16-mixed", 128, True, "auto", [0])),
+    (True, False, "gpu", ("16-mixed", 128, True, "gpu", [0])),
+    (True, True, "cpu", ("bf16-mixed", 16, False, "cpu", 1)),
+    (False, True, "auto", ("bf16-mixed", 16, False, "cpu", 1)),
+    (False, False, "auto", ("32", 16, False, "cpu", 1)),  # and not Apple's GPU
+])
+def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    cfg = config("cifar/emp", f"accelerator={accelerator}")
+    arguments = trainer_arguments(cfg)
+    assert (cfg.precision, cfg.evaluation.bag_patches, cfg.evaluation.bag_augmented, arguments["accelerator"], arguments["devices"]) == expected
+    assert config("cifar/emp", "precision=16-mixed").precision == "16-mixed"
 
 
 def test_patches_by_share_of_the_image(config):

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from emp_plugin.configuration import check_whole_images, recipes
+from emp_plugin.configuration import check_whole_images, recipes, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import evaluate
@@ -88,7 +88,7 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
         raise UserError(f"{data.train_path} holds images without labels: there is nothing to probe")
     if "whole" in probe.evaluation.views:
         check_whole_images(cfg, train.fetch(torch.tensor([0])).shape[-1])
-    device = torch.device("cuda" if probe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if uses_gpu(probe) else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
     path = Path(probe.pretrained_feature_extractor).expanduser()
     bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"

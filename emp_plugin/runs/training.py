@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.configuration import recipes, trainer_arguments
+from emp_plugin.configuration import recipes, trainer_arguments, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, PretrainData, make_views
 from emp_plugin.data.pretrain import Step
 from emp_plugin.errors import UserError
@@ -149,8 +149,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # StepSampler continues from the trainer's count
     views = sum(recipe.num_patches for recipe in recipes(cfg))
     progress = [Progress(cfg.optimizer.batch_size * views)] if cfg.get("enable_progress_bar", True) else []
-    gpus = torch.cuda.is_available() and cfg.get("accelerator") != "cpu"
-    arguments = {"num_sanity_val_steps": 0, "sync_batchnorm": gpus} | trainer_arguments(cfg)
+    arguments = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)} | trainer_arguments(cfg)
     try:
         return pl.Trainer(max_epochs=cfg.max_epochs, callbacks=progress, plugins=[AtomicCheckpointIO()], logger=False, default_root_dir=folder,
                           enable_checkpointing=False, use_distributed_sampler=False, **arguments)
