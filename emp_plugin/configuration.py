@@ -347,9 +347,16 @@ def _check_run(cfg: DictConfig) -> None:
     _require(cfg.data.num_workers >= 0, f"data.num_workers must not be negative, got {cfg.data.num_workers}")
     _require(cfg.data.views in ("device", "image"), f"data.views must be device or image, got '{cfg.data.views}'")
     _require(cfg.data.fraction == -1 or 0 < cfg.data.fraction <= 1, f"data.fraction must be -1 (all) or in (0, 1], got {cfg.data.fraction}")
-    _require(cfg.optimizer.weight_decay >= 0 and cfg.optimizer.classifier_lr >= 0, "optimizer: weight_decay and classifier_lr must not be negative")
+    for name in ("optimizer.weight_decay", "optimizer.classifier_lr", "scheduler.warmup_epochs", "scheduler.warmup_start_lr", "scheduler.min_lr"):
+        _require(0 <= OmegaConf.select(cfg, name) < float("inf"), f"{name} must be finite and not negative, got {OmegaConf.select(cfg, name)}")
+    for name in ("base_tau", "final_tau"):
+        _require(0 <= cfg.momentum[name] <= 1, f"momentum.{name} must be in [0, 1], got {cfg.momentum[name]}")
     for name, value in cfg.optimizer.kwargs.items():
-        _require(isinstance(value, (int, float, bool, ListConfig)), f"optimizer.kwargs.{name} must be a number, got '{value}'")
+        _require(isinstance(value, ListConfig) if name == "betas" else isinstance(value, (int, float)), f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'")
+    momentum, eta = cfg.optimizer.kwargs.get("momentum", 0.9), cfg.optimizer.kwargs.get("eta", 1.0)
+    _require(0 <= momentum < 1, f"optimizer.kwargs.momentum must be in [0, 1), got {momentum}")
+    _require(0 < eta < float("inf"), f"optimizer.kwargs.eta must be positive and finite, got {eta}")
+    _require(momentum > 0 or not cfg.optimizer.kwargs.get("nesterov"), "optimizer.kwargs.nesterov needs a momentum, got 0")
     _require(cfg.max_epochs >= 1, f"max_epochs must be at least 1, got {cfg.max_epochs}")
     _require(cfg.optimizer.batch_size >= 2, f"optimizer.batch_size must be at least 2 (BatchNorm needs it), got {cfg.optimizer.batch_size}")
     _require(0 < cfg.optimizer.lr < float("inf"), f"optimizer.lr must be positive and finite, got {cfg.optimizer.lr}")
