@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from emp_plugin.solo_learn import METHODS, BaseMethod, backbone_of, build_method
+from emp_plugin.solo_learn import METHODS, BaseMethod, backbone_of, build_method, pl
 
 BASELINES = {"simclr": 1, "byol": 2, "vicreg": 0, "swav": 0, "ressl": 2}  # 1: with k-NN, 2: with a momentum classifier
 NOT_HERE = {"base", "linear", "emp", "mae"}  # mae reconstructs images: it needs a transformer, and no views
@@ -67,6 +67,26 @@ def test_momentum_moves(tools):
     tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(method, tools.loader(8, True))
     expected = 0.9 * before + 0.1 * backbone_of(method).conv1.weight
     assert torch.allclose(momentum_backbone.conv1.weight, expected, atol=1e-7) and not torch.equal(expected, before)
+
+
+def test_dino_resumed_in_an_epoch_knows_which(tools, tmp_path):
+    """Its loss has another temperature in every epoch of the warm-up."""
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            epochs.append(module.dino_loss_func.epoch)
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+
+    def fit(**kwargs):
+        method = build_method(tools.make_config("dino", max_epochs=2))
+        tools.make_trainer(limit_val_batches=0, max_epochs=2, callbacks=[Watch()]).fit(method, tools.loader(8, True), **kwargs)
+
+    epochs = []
+    fit()
+    assert epochs == [0, 0, 1, 1]
+    epochs.clear()
+    fit(ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert epochs[0] == 1
 
 
 def test_few_classes(unpatched):
