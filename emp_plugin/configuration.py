@@ -352,7 +352,7 @@ def _check_run(cfg: DictConfig) -> None:
     for name in ("base_tau", "final_tau"):
         _require(0 <= cfg.momentum[name] <= 1, f"momentum.{name} must be in [0, 1], got {cfg.momentum[name]}")
     for name, value in cfg.optimizer.kwargs.items():
-        _require(isinstance(value, ListConfig) if name == "betas" else isinstance(value, (int, float)), f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'")
+        _require(isinstance(value, ListConfig if name == "betas" else (int, float)), f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'")
     momentum, eta = cfg.optimizer.kwargs.get("momentum", 0.9), cfg.optimizer.kwargs.get("eta", 1.0)
     _require(0 <= momentum < 1, f"optimizer.kwargs.momentum must be in [0, 1), got {momentum}")
     _require(0 < eta < float("inf"), f"optimizer.kwargs.eta must be positive and finite, got {eta}")
