@@ -92,7 +92,8 @@ def allow_few_classes(solo: SimpleNamespace) -> None:
 def keep_swavs_queue(solo: SimpleNamespace) -> None:
     """SwAV makes its queue when training starts: too late for a checkpoint, which fails on the unexpected key, and always of zeros.
 
-    Here it is there from the beginning. Each process has its own part of it; a checkpoint holds all of them.
+    Here it is there from the beginning, and a checkpoint holds the parts of all processes. As everywhere in solo-learn, it is a buffer, and DDP
+    hands the first process's buffers to all before every step, so that on several GPUs all of them use the first one's part.
     """
     make, start = solo.swav.SwAV.__init__, solo.swav.SwAV.on_train_start
 
