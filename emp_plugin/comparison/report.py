@@ -20,13 +20,13 @@ COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch
 HERE = Path(__file__).parent
 PROBES = {"linear": "linear", "online linear": "online linear", "knn": "k-NN", "mlp": "MLP"}  # in the order of the columns
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet", "imagenet100": "ImageNet-100"}
-# Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
+# Okabe and Ito's colours, and a dark red of Paul Tol's, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
-          "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}
+          "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X"), "emp_crop_grey": ("#882255", "p")}
 OTHER_STYLE = ("#777777", "*")  # of recipes that a user wrote
 REFERENCE_STYLES = {"untrained": ("#777777", "--"), "raw pixels": ("#777777", ":")}
-LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV",
-          "ressl": "ReSSL"}
+LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "emp_crop_grey": "EMP-SSL, crop and grey alone", "simclr": "SimCLR", "byol": "BYOL",
+          "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
