@@ -177,7 +177,7 @@ class Runs:
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
         recipe = self.recipe(job.method, job.override)
         setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
-        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, **setting, "seed": job.seed,
+        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "seed": job.seed,
                 "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
