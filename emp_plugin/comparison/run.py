@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -279,17 +280,24 @@ def run_process(command: list[str]) -> str | None:
     """Run a command with its output shown as it comes; None, or why it failed.
 
     Raises:
-        UserError: after Ctrl-C, when the command has ended too.
+        UserError: after Ctrl-C or SIGTERM, when the command has ended too.
     """
-    tail = b""
-    try:
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:  # leaving it waits for the end, after Ctrl-C too, which both get
-            while part := process.stderr.read1(4096):
+    tail, interrupted = b"", False
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while True:
+            try:
+                if not (part := process.stderr.read1(4096)):
+                    break
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()
                 tail = (tail + part)[-4000:]
-    except KeyboardInterrupt as error:
-        raise UserError("interrupted; the same command continues") from error
+            except KeyboardInterrupt:  # the command has to write its checkpoint first
+                interrupted = True
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+                process.terminate()  # if Ctrl-C came to us alone, or SIGTERM
+    if interrupted:
+        raise UserError("interrupted; the same command continues")
     status = process.returncode
     if status == 0:
         return None

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.comparison import run
 from emp_plugin.comparison.report import COLUMNS
+from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import LAST
 from emp_plugin.runs.callbacks import StopOnBrokenLoss
 
@@ -187,6 +188,14 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
     assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", *override.split()]) == 1
     assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
+
+
+def test_an_interrupted_process_is_waited_for(tmp_path):
+    """SIGTERM, or Ctrl-C, of the comparison alone: the run is told so, and has the time to write its checkpoint."""
+    script = f'trap "sleep 1; touch {tmp_path}/saved; exit 1" TERM; kill -INT $PPID; for i in $(seq 300); do sleep 0.1; done'
+    with pytest.raises(UserError, match="the same command continues"):
+        run.run_process(["bash", "-c", script])
+    assert (tmp_path / "saved").exists()
 
 
 def test_processes_that_fail(capfd):
