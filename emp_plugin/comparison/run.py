@@ -242,7 +242,7 @@ class Runs:
 
     def finished(self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False) -> Path | None:
         """The folder of a finished run of this recipe, with these checkpoints or what came of them. One that was evaluated with other settings, or is to
-        be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, and only evaluates."""
+        be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, only evaluates, and notes the settings."""
         for summary in (self.results / place / recipe.method).glob(f"*/{SUMMARY}"):
             folder = summary.parent
             before = OmegaConf.load(folder / CONFIG)
@@ -252,8 +252,6 @@ class Runs:
             if place == "trials" or not again and _evaluation(before) == _evaluation(recipe):
                 return folder
             if (folder / LAST).exists():
-                before.evaluation = recipe.evaluation
-                write_text(folder / CONFIG, OmegaConf.to_yaml(before))
                 for done in (*folder.glob("*=*.json"), summary):
                     done.unlink()
         return None

@@ -120,8 +120,9 @@ def test_a_run_cut_off_is_continued(tmp_path, trained, no_report, monkeypatch):
             compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
     (folder,) = (tmp_path / "runs" / "emp").iterdir()
     assert (folder / LAST).exists()
-    rows = compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
-    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder] and rows[rows.method == "emp"].steps.iloc[0] == 4
+    rows = compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2", "evaluation.linear.epochs=2")  # evaluated otherwise than it began
+    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder] and rows[rows.method == "emp"].steps.iloc[0] == 4 and rows.error.isna().all()
+    assert OmegaConf.load(folder / "config.yaml").evaluation.linear.epochs == 2
 
 
 @pytest.mark.slow
