@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
-from emp_plugin.comparison.report import COLUMNS, COURSE, write_report
+from emp_plugin.comparison.plan import Job, global_batch, plan, resolved, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.report import COLUMNS, COURSE, LABELS, paper_figures, write_report
 from emp_plugin.configuration import Evaluation, Probe, check_config, read_config
+from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
-from emp_plugin.runs.probing import load_data, probe_checkpoint
+from emp_plugin.runs.probing import probe_checkpoint
 
 RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
@@ -155,7 +156,7 @@ class Runs:
                                                                        "accelerator": recipe.get("accelerator", "auto")}), Probe))
             except Exception as error:  # whatever it is, the other runs can go on
                 raise RunFailed(f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}") from error
-            images = state["global_step"] * recipe.accumulate_grad_batches * recipe.optimizer.batch_size
+            images = state["global_step"] * global_batch(recipe)
             summary = {"steps": state["global_step"], "images": images, "patches": images * views_per_image(recipe), "evaluation": made,
                        "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
                        "evaluation_seconds": round(time.perf_counter() - began, 1)}
@@ -191,7 +192,8 @@ class Runs:
         if job.budget == "epochs":
             steps = job.length * per_epoch
         elif job.budget == "passes":
-            steps = steps_for_passes(job.length, self.recipe(self.emp()), recipe, self.images())
+            emp = self.recipe(self.emp())
+            steps = steps_for_passes(job.length, emp, recipe, self.images(emp))
         else:
             rate = self.steps_per_second(job)
             steps = rate * 60 * job.length
@@ -222,11 +224,17 @@ class Runs:
         return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
 
     def steps_per_epoch(self, job: Job) -> int:
-        return self.images() // self.recipe(job.method, job.override).optimizer.batch_size
+        recipe = self.recipe(job.method, job.override)
+        return self.images(recipe) // global_batch(recipe)
+
+    def images(self, recipe: DictConfig) -> int:
+        """Training images; they are counted once for all recipes that take the same ones."""
+        data = recipe.data
+        return self.count(data.dataset, data.train_path, data.holdout, data.fraction, data.val_path, data.image_size)
 
     @cache
-    def images(self) -> int:
-        return len(load_data(self.recipe(self.jobs[0].method).data)[0])
+    def count(self, *data: Any) -> int:
+        return len(load_dataset(*data)[0])
 
     # recipes and their runs
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.comparison import run
 from emp_plugin.comparison.report import COLUMNS
+from emp_plugin.comparison.settings import read_comparison
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import LAST
 from emp_plugin.runs.callbacks import StopOnBrokenLoss
@@ -189,6 +190,21 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
     assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", *override.split()]) == 1
     assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
+
+
+def runs_of(folder, *overrides):
+    cfg, rest = read_comparison(str(SCRIPTS / "compare"), "digits", [*TINY, f"results_dir={folder}", *overrides])
+    return run.Runs(cfg, SCRIPTS / "pretrain", rest)
+
+
+def test_images_are_counted_for_every_value_of_an_ablation(tmp_path):
+    runs = runs_of(tmp_path, "ablate=data.fraction", "values=[0.1,0.5]", "methods=[emp]", "epochs=[0.5]", "data.holdout=0")
+    assert [runs.steps_per_epoch(job) for job in runs.jobs] == [144 // 16, 719 // 16]  # of 1437 images
+
+
+def test_all_devices_share_the_batch(tmp_path):
+    one, two = (runs_of(tmp_path, "methods=[simclr]", f"devices={devices}", "optimizer.batch_size=8", "data.fraction=-1") for devices in (1, 2))
+    assert two.steps_per_epoch(two.jobs[0]) == one.steps_per_epoch(one.jobs[0]) // 2
 
 
 def test_an_interrupted_process_is_waited_for(tmp_path):
