@@ -24,7 +24,7 @@ from emp_plugin.runs.probing import probe_checkpoint
 
 RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
-TRIAL_STEPS = 4  # of the first look at a method's speed; the second one takes
+TRIAL_STEPS = 4  # of the first look at a method's speed; the last one takes
 TRIAL_SHARE = 0.1  # of the minutes
 # patch_size and output_size by dataset
 PAPER_PATCHES = {"cifar10": (16, 32), "cifar100": (16, 32), "tiny-imagenet": (32, 64), "imagenet100": (None, 224)}
@@ -206,9 +206,16 @@ class Runs:
         return recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job))
 
     def steps_per_second(self, job: Job) -> float:
-        """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
-        rate = self.trial(job, TRIAL_STEPS)
-        return self.trial(job, max(TRIAL_STEPS, round(rate * 60 * job.length * TRIAL_SHARE)))
+        """Of training, measured before the first run and kept: the runs of all seeds are equally long. Raises RunFailed.
+
+        Trials grow until one takes a tenth of the minutes, its start included: of a short one on a GPU the start is most, and it is not the same for all.
+        """
+        steps, wanted = 0, TRIAL_STEPS
+        while wanted > 1.2 * steps:
+            steps = wanted
+            rate = self.trial(job, steps)
+            wanted = round(rate * 60 * job.length * TRIAL_SHARE)
+        return rate
 
     def trial(self, job: Job, steps: int) -> float:
         epochs, limit = split_steps(steps, self.steps_per_epoch(job))
@@ -217,7 +224,7 @@ class Runs:
         folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
                                                                "trials")
         summary = json.loads((folder / SUMMARY).read_text())
-        return summary["steps"] / summary["train_seconds"]
+        return summary["steps"] / max(summary["train_seconds"], 0.1)  # which is rounded to tenths
 
     def emp(self) -> str:
         """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""

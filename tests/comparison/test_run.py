@@ -207,6 +207,17 @@ def test_all_devices_share_the_batch(tmp_path):
     assert two.steps_per_epoch(two.jobs[0]) == one.steps_per_epoch(one.jobs[0]) // 2
 
 
+@pytest.mark.parametrize("start, step", [(0.0, 6.0), (3.0, 0.05), (3.0, 0.02), (1.0, 0.003)])
+def test_a_slow_start_does_not_shorten_equal_minutes(tmp_path, monkeypatch, start, step):
+    """A machine on which the start of training takes ``start`` seconds and every step ``step``."""
+    runs = runs_of(tmp_path, "budget=minutes", "minutes=5", "methods=[emp]")
+    trials = []
+    monkeypatch.setattr(runs, "trial", lambda job, steps: trials.append(steps) or steps / (start + steps * step))
+    steps = 300 * runs.steps_per_second(runs.jobs[0])
+    assert start + steps * step == pytest.approx(300, rel=0.12) and len(trials) < 8
+    assert start + trials[-1] * step <= 40
+
+
 def test_an_interrupted_process_is_waited_for(tmp_path):
     """SIGTERM, or Ctrl-C, of the comparison alone: the run is told so, and has the time to write its checkpoint."""
     script = f'trap "sleep 1; touch {tmp_path}/saved; exit 1" TERM; kill -INT $PPID; for i in $(seq 300); do sleep 0.1; done'
