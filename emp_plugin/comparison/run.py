@@ -26,9 +26,9 @@ RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
 TRIAL_STEPS = 4  # of the first look at a method's speed; the last one takes
 TRIAL_SHARE = 0.1  # of the minutes
-# patch_size and output_size by dataset
-PAPER_PATCHES = {"cifar10": (16, 32), "cifar100": (16, 32), "tiny-imagenet": (32, 64), "imagenet100": (None, 224)}
-PAPER_NAMES = {"simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
+OURS = ("max_epochs", "seed", "limit_train_batches", "max_time", "overfit_batches", "fast_dev_run", "accumulate_grad_batches", "checkpoint.dir",
+        "resume_from_checkpoint", "evaluation.enabled")
+PAPER_SETTINGS = ("backbone", "method_kwargs", "momentum", "augmentations", "optimizer", "scheduler", "accumulate_grad_batches")
 
 
 def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
@@ -60,10 +60,11 @@ class Runs:
         self.processes = 0  # started
         for job in self.jobs:
             self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
-        given = [*self.overrides, *(item for job in self.jobs for item in job.override)]
-        ours = [item for item in given if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
-        if ours:
-            raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
+        for item in (*self.overrides, *(item for job in self.jobs for item in job.override)):
+            name = item.lstrip("+").partition("=")[0]
+            if name in OURS or name.partition(".")[2] in OURS:  # of one method
+                raise UserError(f"{item} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir; "
+                                "a batch is a step, and every run is evaluated")
 
     def train_all(self) -> None:
         rows: dict[Job, list[dict[str, Any]]] = {}
@@ -88,6 +89,8 @@ class Runs:
         before = self.processes
         try:
             rows[job] = self.rows_of(job, references, again)
+            if not rows[job]:
+                raise RunFailed("there is no evaluation: these images have no labels")
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
             rows[job] = [self.row(job, error=str(failure))]
@@ -165,7 +168,8 @@ class Runs:
 
     def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any], **point: Any) -> list[dict[str, Any]]:
         epoch = length if job.budget == "epochs" else self.steps(job, recipe) / self.steps_per_epoch(job)
-        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
+        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)),
+                 "paper": paper_name(recipe, self.recipes / self.cfg.recipes),
                  **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}} | point
         untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0)
         untrained |= dict.fromkeys(("paper", "schedule", "setting", "value"), "")
@@ -324,14 +328,24 @@ def _last_line(text: str) -> str:
     return lines[-1].removeprefix("error: ") if lines else ""
 
 
-def paper_name(recipe: DictConfig) -> str:
-    """The name in paper.csv of what a recipe trains; empty where the paper has no such run: other patches, or a part of the data."""
-    if recipe.data.fraction not in (-1, 1) or recipe.data.holdout:
+def paper_name(recipe: DictConfig, folder: Path) -> str:
+    """The name in paper.csv of what a recipe trains; empty where the paper has no such run, on a part of the data, or with other settings than the
+    recipe of its method in ``folder`` has for that dataset, number of patches and length."""
+    data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
+    name = f"EMP-SSL {data.num_patches} patches" if recipe.method == "emp" else LABELS.get(recipe.method, "")
+    if data.fraction not in (-1, 1) or data.holdout or not len(paper_figures(data.dataset, name)) or not shipped.is_file():
         return ""
-    if recipe.method == "emp":
-        published = (recipe.data.patch_size, recipe.data.output_size) == PAPER_PATCHES.get(recipe.data.dataset) and recipe.data.num_patches in (20, 200)
-        return f"EMP-SSL {recipe.data.num_patches} patches" if published else ""
-    return PAPER_NAMES.get(recipe.method, "")
+    published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}",
+                            [f"data.dataset={data.dataset}", f"data.num_patches={data.num_patches}", f"max_epochs={recipe.max_epochs}"])
+    return name if _published(recipe) == _published(published) else ""
+
+
+def _published(cfg: DictConfig) -> dict[str, Any]:
+    """What has to be the paper's. How many devices share a batch, and in how many chunks patches are projected, is the machine's concern."""
+    settings = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in PAPER_SETTINGS}
+    settings["optimizer"]["batch_size"] = global_batch(cfg)
+    settings["method_kwargs"].pop("patch_chunk", None)
+    return settings
 
 
 def _training(cfg: DictConfig) -> dict[str, Any]:

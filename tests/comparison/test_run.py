@@ -186,10 +186,42 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
 
 
 @pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq"),
-                                               ("ablate=seed values=[1]", "is the comparison's to set")])
+                                               ("ablate=seed values=[1]", "is the comparison's to set"),
+                                               ("emp.limit_train_batches=2", "is the comparison's to set"),
+                                               ("++accumulate_grad_batches=2", "is the comparison's to set"),
+                                               ("evaluation.enabled=False", "is the comparison's to set")])
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
     assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", *override.split()]) == 1
     assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, overrides, expected", [
+    ("cifar/emp", [], "EMP-SSL 20 patches"),
+    ("cifar/emp", ["data.num_patches=200", "method_kwargs.patch_chunk=20", "data.dataset=cifar100", "max_epochs=10"], "EMP-SSL 200 patches"),
+    ("cifar/emp", ["devices=2", "optimizer.batch_size=50", "precision=32", "data.views=image"], "EMP-SSL 20 patches"),
+    ("cifar/byol", ["max_epochs=1"], "BYOL"),
+    ("tiny-imagenet/emp", ["data.num_patches=200"], "EMP-SSL 200 patches"),
+    ("cifar/emp", ["data.num_patches=8"], ""),
+    ("cifar/emp", ["augmentations=emp_crop_grey"], ""),
+    ("cifar/emp_crop_grey", [], ""),
+    ("cifar/emp_native", [], ""),
+    ("cifar/emp", ["data.patch_size=24"], ""),
+    ("cifar/emp", ["method_kwargs.invariance_weight=100"], ""),
+    ("cifar/emp", ["method_kwargs.eps=0.4"], ""),
+    ("cifar/emp", ["method_kwargs.preset=paper"], ""),
+    ("cifar/emp", ["optimizer.batch_size=50"], ""),
+    ("cifar/emp", ["optimizer.lr=0.1"], ""),
+    ("cifar/emp", ["backbone.name=resnet50"], ""),
+    ("cifar/emp", ["data.fraction=0.2"], ""),
+    ("cifar/emp", ["data.holdout=0.1"], ""),
+    ("cifar/byol", ["max_epochs=1", "augmentations=crop_grey"], ""),
+    ("cifar/byol", ["max_epochs=1", "momentum.base_tau=0.9"], ""),
+    ("cifar/simclr", ["max_epochs=1", "scheduler.warmup_epochs=0"], ""),
+    ("tiny-imagenet/byol", ["max_epochs=1"], ""),
+    ("digits/emp", ["data.num_patches=20"], ""),
+])
+def test_the_papers_name_is_of_its_own_settings_only(config, name, overrides, expected):
+    assert run.paper_name(config(name, *overrides), SCRIPTS / "pretrain" / name.split("/")[0]) == expected
 
 
 def runs_of(folder, *overrides):
