@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -250,9 +251,13 @@ def test_a_slow_start_does_not_shorten_equal_minutes(tmp_path, monkeypatch, star
     assert start + trials[-1] * step <= 40
 
 
-def test_an_interrupted_process_is_waited_for(tmp_path):
+def test_an_interrupted_process_is_waited_for(tmp_path, monkeypatch):
     """SIGTERM, or Ctrl-C, of the comparison alone: the run is told so, and has the time to write its checkpoint."""
-    script = f'trap "sleep 1; touch {tmp_path}/saved; exit 1" TERM; kill -INT $PPID; for i in $(seq 300); do sleep 0.1; done'
+    def pressed(part):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.sys, "stderr", SimpleNamespace(buffer=SimpleNamespace(write=pressed)))
+    script = f'trap "sleep 1; touch {tmp_path}/saved; exit 1" TERM; echo ready >&2; for i in $(seq 300); do sleep 0.1; done'
     with pytest.raises(UserError, match="the same command continues"):
         run.run_process(["bash", "-c", script])
     assert (tmp_path / "saved").exists()
