@@ -14,7 +14,7 @@ from emp_plugin.configuration import command_line
 def main(argv: list[str] | None = None) -> None:
     args, items = command_line(__doc__, argv)
     results = [item.partition("=")[2] for item in items if item.startswith("results_dir=")] or ["results/transfer-cifar"]
-    checkpoints = [item for item in items if item.endswith(".ckpt") and not item.startswith("pretrained_feature_extractor=")]
+    checkpoints = list(dict.fromkeys(item for item in items if item.endswith(".ckpt") and not item.startswith("pretrained_feature_extractor=")))
     overrides = [item for item in items if item not in checkpoints and not item.startswith("results_dir=")]
     transfer(checkpoints, Path(results[-1]).expanduser(), args.config_path, args.config_name, overrides)
 

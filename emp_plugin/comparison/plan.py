@@ -5,6 +5,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from emp_plugin.configuration import recipes
+from emp_plugin.solo_learn import processes
 
 
 class Job(NamedTuple):
@@ -44,6 +45,11 @@ def plan(cfg: DictConfig) -> list[Job]:
     return jobs
 
 
+def global_batch(recipe: DictConfig) -> int:
+    """Images in one step, of all devices together."""
+    return recipe.optimizer.batch_size * processes(recipe)
+
+
 def views_per_image(recipe: DictConfig) -> int:
     """Views (patches) of an image in one step, which the backbone sees in as many passes; momentum networks' passes are not counted."""
     return sum(view.num_patches for view in recipes(recipe))
@@ -51,8 +57,8 @@ def views_per_image(recipe: DictConfig) -> int:
 
 def steps_for_passes(epochs: float, emp: DictConfig, recipe: DictConfig, images: int) -> float:
     """Steps in which ``recipe`` makes as many backbone passes (images x views) as EMP in ``epochs`` epochs of ``images`` images."""
-    passes = epochs * (images // emp.optimizer.batch_size) * emp.optimizer.batch_size * views_per_image(emp)
-    return passes / (recipe.optimizer.batch_size * views_per_image(recipe))
+    passes = epochs * (images // global_batch(emp)) * global_batch(emp) * views_per_image(emp)
+    return passes / (global_batch(recipe) * views_per_image(recipe))
 
 
 def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:

@@ -14,19 +14,19 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 from emp_plugin.runs.pictures import save_figure  # noqa: E402
 
-COLUMNS = ["dataset", "holdout", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
+COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
            "train_seconds", "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
 PROBES = {"linear": "linear", "online linear": "online linear", "knn": "k-NN", "mlp": "MLP"}  # in the order of the columns
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet", "imagenet100": "ImageNet-100"}
-# Okabe and Ito's colours, which the colour-blind can tell apart; a method has the same one everywhere
+# Okabe and Ito's colours, and a dark red of Paul Tol's, which the colour-blind can tell apart; a method has the same one everywhere
 STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
-          "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X")}
+          "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X"), "emp_crop_grey": ("#882255", "p")}
 OTHER_STYLE = ("#777777", "*")  # of recipes that a user wrote
 REFERENCE_STYLES = {"untrained": ("#777777", "--"), "raw pixels": ("#777777", ":")}
-LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV",
-          "ressl": "ReSSL"}
+LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "emp_crop_grey": "EMP-SSL, crop and grey alone", "simclr": "SimCLR", "byol": "BYOL",
+          "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
@@ -85,7 +85,7 @@ def _table_lines(measured: pd.DataFrame, references: pd.DataFrame) -> list[list[
 
 def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
-    line = [label, features, f"{rows.epoch.mean():.3g}" if trained else "",
+    line = [label, features, f"{rows.epoch.mean():.4g}" if trained else "",
             _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
     for probe, view in cells:
         cell = rows[(rows.probe == probe) & (rows.view == view)]
@@ -99,15 +99,25 @@ def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple
 def _paper_figure(row: pd.Series) -> str:
     """The paper's figure for the same method, epochs and probe: of EMP-SSL the embedding of a bag of patches, of the others the backbone's features
     of whole images; the reading of the epochs is the same, or one that the paper does not state."""
-    emp = row.paper.startswith("EMP")
-    if not row.paper or row.labels != 1 or (row.features, row.view != "whole") != (("embedding", True) if emp else ("backbone", False)):
+    if not _papers_cell(row):
         return ""
-    paper = pd.read_csv(HERE / "paper.csv")
-    same = paper[(paper.dataset == row.dataset) & (paper.method == row.paper) & ((paper.epochs - row.epoch).abs() < 0.01)]
+    same = paper_figures(row.dataset, row.paper)
+    same = same[(same.epochs - row.epoch).abs() < 0.01]
     for schedule, mark in ((row.schedule, ""), ("not stated", "\\*")):
         if len(found := same[same.schedule == schedule]):
             return f"{found.top1.iloc[0]:.1f}{mark}"
     return ""
+
+
+def _papers_cell(row: pd.Series) -> bool:
+    return row.paper != "" and row.labels == 1 and (row.features, row.view != "whole") == (
+        ("embedding", True) if row.paper.startswith("EMP") else ("backbone", False))
+
+
+def paper_figures(dataset: str, name: str) -> pd.DataFrame:
+    """The rows of paper.csv of a method, as it is called there."""
+    paper = pd.read_csv(HERE / "paper.csv")
+    return paper[(paper.dataset == dataset) & (paper.method == name)]
 
 
 def _notes(rows: pd.DataFrame) -> str:
@@ -131,24 +141,25 @@ def _notes(rows: pd.DataFrame) -> str:
 def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     """Minutes of training after which each method is first seen at a threshold: of the evaluated points the one with the shortest training."""
     measured, _ = _split(rows)
-    measured = measured[(measured.error == "") & (measured.labels == 1) & (measured.probe == "linear") & (measured.features == "backbone")]
+    measured = measured[(measured.error == "") & (measured.labels == 1) & (measured.probe == "linear")]
     lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
-             "Linear probe, backbone's features: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
-             + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter."]
+             "Linear probe: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
+             + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter. The paper's minutes stand beside the "
+             "features and the view that it probes."]
     paper = pd.read_csv(HERE / "paper_minutes.csv")
     paper = paper[paper.dataset.isin(set(rows.dataset))]
     for _, view in _cells(measured):
-        header = ["method"]
+        header = ["method", "features"]
         for threshold in thresholds:
             header += [f"{threshold:g} %"] + (["paper, two A100"] if threshold in set(paper.threshold) else [])
-        lines += ["", f"## {view}", "", _line(header + ["best seen, %"]), _line(["---"] + ["---:"] * len(header))]
-        for label, of_method in measured[measured.view == view].groupby("label", sort=False):
-            line = [label]
+        lines += ["", f"## {view}", "", _line(header + ["best seen, %"]), _line(["---"] * 2 + ["---:"] * (len(header) - 1))]
+        for (label, features), of_method in measured[measured.view == view].groupby(["label", "features"], sort=False):
+            line = [label, features]
             for threshold in thresholds:
                 line.append(_first_minutes(of_method, threshold))
                 if threshold in set(paper.threshold):
                     same = paper[(paper.method == of_method.paper.iloc[0]) & (paper.threshold == threshold)]
-                    line.append(f"{same.minutes.iloc[0]}" if len(same) else "")
+                    line.append(f"{same.minutes.iloc[0]}" if len(same) and _papers_cell(of_method.iloc[0]) else "")
             lines.append(_line(line + [f"{of_method.top1.max():.2f}"]))
     return "\n".join(lines) + "\n"
 
@@ -297,7 +308,9 @@ def _labels(labels: float) -> str:
 
 def _title(rows: pd.DataFrame) -> str:
     name = NAMES.get(rows.dataset.iloc[0], rows.dataset.iloc[0])
-    holdout = rows.holdout.max()
+    holdout, fractions = rows.holdout.max(), rows.fraction.fillna(-1).unique()
+    if len(fractions) == 1 and 0 < fractions[0] < 1:
+        name += f", {100 * fractions[0]:g} % of the training images"
     return name + (f", held-out {100 * holdout:g} % of the training set" if holdout else "")
 
 

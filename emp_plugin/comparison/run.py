@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,21 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.comparison.plan import Job, plan, resolved, split_steps, steps_for_passes, views_per_image
-from emp_plugin.comparison.report import COLUMNS, COURSE, write_report
+from emp_plugin.comparison.plan import Job, global_batch, plan, resolved, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.report import COLUMNS, COURSE, LABELS, paper_figures, write_report
 from emp_plugin.configuration import Evaluation, Probe, check_config, read_config
+from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
-from emp_plugin.runs.probing import load_data, probe_checkpoint
+from emp_plugin.runs.probing import probe_checkpoint
 
 RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
-TRIAL_STEPS = 4  # of the first look at a method's speed; the second one takes
+TRIAL_STEPS = 4  # of the first look at a method's speed; the last one takes
 TRIAL_SHARE = 0.1  # of the minutes
-# patch_size and output_size by dataset
-PAPER_PATCHES = {"cifar10": (16, 32), "cifar100": (16, 32), "tiny-imagenet": (32, 64), "imagenet100": (None, 224)}
-PAPER_NAMES = {"simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
+OURS = ("max_epochs", "seed", "limit_train_batches", "max_time", "overfit_batches", "fast_dev_run", "accumulate_grad_batches", "checkpoint.dir",
+        "resume_from_checkpoint", "evaluation.enabled")
+PAPER_SETTINGS = ("backbone", "method_kwargs", "momentum", "augmentations", "optimizer", "scheduler", "accumulate_grad_batches")
 
 
 def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
@@ -58,10 +60,11 @@ class Runs:
         self.processes = 0  # started
         for job in self.jobs:
             self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
-        given = [*self.overrides, *(item for job in self.jobs for item in job.override)]
-        ours = [item for item in given if item.partition("=")[0] in ("max_epochs", "seed", "limit_train_batches", "checkpoint.dir")]
-        if ours:
-            raise UserError(f"{ours[0]} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir")
+        for item in (*self.overrides, *(item for job in self.jobs for item in job.override)):
+            name = item.lstrip("+").partition("=")[0]
+            if name in OURS or name.partition(".")[2] in OURS:  # of one method
+                raise UserError(f"{item} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir; "
+                                "a batch is a step, and every run is evaluated")
 
     def train_all(self) -> None:
         rows: dict[Job, list[dict[str, Any]]] = {}
@@ -86,6 +89,8 @@ class Runs:
         before = self.processes
         try:
             rows[job] = self.rows_of(job, references, again)
+            if not rows[job]:
+                raise RunFailed("there is no evaluation: these images have no labels")
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
             rows[job] = [self.row(job, error=str(failure))]
@@ -154,7 +159,7 @@ class Runs:
                                                                        "accelerator": recipe.get("accelerator", "auto")}), Probe))
             except Exception as error:  # whatever it is, the other runs can go on
                 raise RunFailed(f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}") from error
-            images = state["global_step"] * recipe.accumulate_grad_batches * recipe.optimizer.batch_size
+            images = state["global_step"] * global_batch(recipe)
             summary = {"steps": state["global_step"], "images": images, "patches": images * views_per_image(recipe), "evaluation": made,
                        "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
                        "evaluation_seconds": round(time.perf_counter() - began, 1)}
@@ -163,7 +168,8 @@ class Runs:
 
     def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any], **point: Any) -> list[dict[str, Any]]:
         epoch = length if job.budget == "epochs" else self.steps(job, recipe) / self.steps_per_epoch(job)
-        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)), "paper": paper_name(recipe),
+        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)),
+                 "paper": paper_name(recipe, self.recipes / self.cfg.recipes),
                  **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}} | point
         untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0)
         untrained |= dict.fromkeys(("paper", "schedule", "setting", "value"), "")
@@ -177,7 +183,7 @@ class Runs:
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
         recipe = self.recipe(job.method, job.override)
         setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
-        return {"dataset": recipe.data.dataset, "holdout": recipe.data.holdout, "method": job.method, **setting, "seed": job.seed,
+        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "seed": job.seed,
                 "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
@@ -190,7 +196,8 @@ class Runs:
         if job.budget == "epochs":
             steps = job.length * per_epoch
         elif job.budget == "passes":
-            steps = steps_for_passes(job.length, self.recipe(self.emp()), recipe, self.images())
+            emp = self.recipe(self.emp())
+            steps = steps_for_passes(job.length, emp, recipe, self.images(emp))
         else:
             rate = self.steps_per_second(job)
             steps = rate * 60 * job.length
@@ -203,9 +210,16 @@ class Runs:
         return recipe.max_epochs * recipe.get("limit_train_batches", self.steps_per_epoch(job))
 
     def steps_per_second(self, job: Job) -> float:
-        """Of training, measured in a tenth of the minutes before the first run and kept: the runs of all seeds are equally long. Raises RunFailed."""
-        rate = self.trial(job, TRIAL_STEPS)
-        return self.trial(job, max(TRIAL_STEPS, round(rate * 60 * job.length * TRIAL_SHARE)))
+        """Of training, measured before the first run and kept: the runs of all seeds are equally long. Raises RunFailed.
+
+        Trials grow until one takes a tenth of the minutes, its start included: of a short one on a GPU the start is most, and it is not the same for all.
+        """
+        steps, wanted = 0, TRIAL_STEPS
+        while wanted > 1.2 * steps:
+            steps = wanted
+            rate = self.trial(job, steps)
+            wanted = round(rate * 60 * job.length * TRIAL_SHARE)
+        return rate
 
     def trial(self, job: Job, steps: int) -> float:
         epochs, limit = split_steps(steps, self.steps_per_epoch(job))
@@ -214,18 +228,24 @@ class Runs:
         folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
                                                                "trials")
         summary = json.loads((folder / SUMMARY).read_text())
-        return summary["steps"] / summary["train_seconds"]
+        return summary["steps"] / max(summary["train_seconds"], 0.1)  # which is rounded to tenths
 
     def emp(self) -> str:
         """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""
         return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
 
     def steps_per_epoch(self, job: Job) -> int:
-        return self.images() // self.recipe(job.method, job.override).optimizer.batch_size
+        recipe = self.recipe(job.method, job.override)
+        return self.images(recipe) // global_batch(recipe)
+
+    def images(self, recipe: DictConfig) -> int:
+        """Training images; they are counted once for all recipes that take the same ones."""
+        data = recipe.data
+        return self.count(data.dataset, data.train_path, data.holdout, data.fraction, data.val_path, data.image_size)
 
     @cache
-    def images(self) -> int:
-        return len(load_data(self.recipe(self.jobs[0].method).data)[0])
+    def count(self, *data: Any) -> int:
+        return len(load_dataset(*data)[0])
 
     # recipes and their runs
 
@@ -241,7 +261,7 @@ class Runs:
 
     def finished(self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False) -> Path | None:
         """The folder of a finished run of this recipe, with these checkpoints or what came of them. One that was evaluated with other settings, or is to
-        be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, and only evaluates."""
+        be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, only evaluates, and notes the settings."""
         for summary in (self.results / place / recipe.method).glob(f"*/{SUMMARY}"):
             folder = summary.parent
             before = OmegaConf.load(folder / CONFIG)
@@ -251,8 +271,6 @@ class Runs:
             if place == "trials" or not again and _evaluation(before) == _evaluation(recipe):
                 return folder
             if (folder / LAST).exists():
-                before.evaluation = recipe.evaluation
-                write_text(folder / CONFIG, OmegaConf.to_yaml(before))
                 for done in (*folder.glob("*=*.json"), summary):
                     done.unlink()
         return None
@@ -279,17 +297,24 @@ def run_process(command: list[str]) -> str | None:
     """Run a command with its output shown as it comes; None, or why it failed.
 
     Raises:
-        UserError: after Ctrl-C, when the command has ended too.
+        UserError: after Ctrl-C or SIGTERM, when the command has ended too.
     """
-    tail = b""
-    try:
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:  # leaving it waits for the end, after Ctrl-C too, which both get
-            while part := process.stderr.read1(4096):
+    tail, interrupted = b"", False
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while True:
+            try:
+                if not (part := process.stderr.read1(4096)):
+                    break
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()
                 tail = (tail + part)[-4000:]
-    except KeyboardInterrupt as error:
-        raise UserError("interrupted; the same command continues") from error
+            except KeyboardInterrupt:  # the command has to write its checkpoint first
+                interrupted = True
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+                process.terminate()  # if Ctrl-C came to us alone, or SIGTERM
+    if interrupted:
+        raise UserError("interrupted; the same command continues")
     status = process.returncode
     if status == 0:
         return None
@@ -303,14 +328,24 @@ def _last_line(text: str) -> str:
     return lines[-1].removeprefix("error: ") if lines else ""
 
 
-def paper_name(recipe: DictConfig) -> str:
-    """The name in paper.csv of what a recipe trains; empty where the paper has no such run: other patches, or a part of the data."""
-    if recipe.data.fraction not in (-1, 1) or recipe.data.holdout:
+def paper_name(recipe: DictConfig, folder: Path) -> str:
+    """The name in paper.csv of what a recipe trains; empty where the paper has no such run, on a part of the data, or with other settings than the
+    recipe of its method in ``folder`` has for that dataset, number of patches and length."""
+    data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
+    name = f"EMP-SSL {data.num_patches} patches" if recipe.method == "emp" else LABELS.get(recipe.method, "")
+    if data.fraction not in (-1, 1) or data.holdout or not len(paper_figures(data.dataset, name)) or not shipped.is_file():
         return ""
-    if recipe.method == "emp":
-        published = (recipe.data.patch_size, recipe.data.output_size) == PAPER_PATCHES.get(recipe.data.dataset) and recipe.data.num_patches in (20, 200)
-        return f"EMP-SSL {recipe.data.num_patches} patches" if published else ""
-    return PAPER_NAMES.get(recipe.method, "")
+    published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}",
+                            [f"data.dataset={data.dataset}", f"data.num_patches={data.num_patches}", f"max_epochs={recipe.max_epochs}"])
+    return name if _published(recipe) == _published(published) else ""
+
+
+def _published(cfg: DictConfig) -> dict[str, Any]:
+    """What has to be the paper's. How many devices share a batch, and in how many chunks patches are projected, is the machine's concern."""
+    settings = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in PAPER_SETTINGS}
+    settings["optimizer"]["batch_size"] = global_batch(cfg)
+    settings["method_kwargs"].pop("patch_chunk", None)
+    return settings
 
 
 def _training(cfg: DictConfig) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int
         data, places = shown
         check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
         made = extract_features(WithProjection(method).to(device), data, recipes(cfg)[0], description=str(path), num_workers=cfg.data.num_workers)
-        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, {describe_length('epochs', contents['epoch'] + 1)}, seed {cfg.seed}"
+        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, epoch {contents['epoch'] + 1}, step {contents['global_step']}, seed {cfg.seed}"
         if panel in {part.panel[0] for part in parts}:
             panel += f"\n{path}"
         names = [data.classes[label] for label in data.targets]

@@ -72,8 +72,7 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
-        if not (folder / CONFIG).exists():
-            write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))  # of a run taken over too: what does not change the training, such as its evaluation, may differ
         write_text(folder / "versions.json", about)
     except BlockingIOError as error:
         raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error

@@ -33,7 +33,7 @@ BaseMomentumMethod = _solo("methods.base").BaseMomentumMethod
 counting.apply_patches(METHODS["swav"], BaseMomentumMethod)
 WeightedKNNClassifier = _solo("utils.knn").WeightedKNNClassifier
 
-from emp_plugin.solo_learn.build import build_method, input_size, split_settings  # noqa: E402  they need the names above
+from emp_plugin.solo_learn.build import build_method, input_size, processes, split_settings  # noqa: E402  they need the names above
 
 
 def backbone_of(method: nn.Module) -> nn.Module:
@@ -42,4 +42,4 @@ def backbone_of(method: nn.Module) -> nn.Module:
 
 
 __all__ = ["GENERATION", "METHODS", "VERSION", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "backbone_of", "build_method",
-           "input_size", "patches", "pl", "split_settings"]
+           "input_size", "patches", "pl", "processes", "split_settings"]

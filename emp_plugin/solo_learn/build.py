@@ -263,17 +263,18 @@ def _without_aliases(given: dict[str, Any], momentum: dict[str, Any]) -> dict[st
 
 def _check_queue(cfg: DictConfig, arguments: dict[str, Any]) -> None:
     """These methods write whole batches of all devices into their queue, and stop in the first step when it isn't a multiple."""
-    batch = cfg.optimizer.batch_size * _processes(cfg)
+    batch = cfg.optimizer.batch_size * processes(cfg)
     size = arguments.get("queue_size", 0)
     if cfg.method != "swav" and size % batch:
         raise UserError(f"method_kwargs.queue_size={size} must be a multiple of the batch of all devices, {batch}; {size // batch * batch or batch} is")
 
 
 def _lr_factor(cfg: DictConfig) -> float:
-    return cfg.optimizer.batch_size * _processes(cfg) / 256
+    return cfg.optimizer.batch_size * processes(cfg) / 256
 
 
-def _processes(cfg: DictConfig) -> int:
+def processes(cfg: DictConfig) -> int:
+    """How many a run is spread over: its devices on all nodes, each with a batch of its own."""
     return _device_count(OmegaConf.select(cfg, "devices"), OmegaConf.select(cfg, "accelerator")) * (OmegaConf.select(cfg, "num_nodes") or 1)
 
 

@@ -97,10 +97,31 @@ def test_first_time_at_a_threshold(tmp_path):
     rows = [row("byol", seed, value, epoch=epoch, minutes=epoch * 10 + seed, paper="BYOL") for seed, values in ((0, (40, 55, 91)), (1, (52, 60, 70)))
             for epoch, value in zip((1, 2, 5), values)]
     _, text = report(tmp_path, rows)
-    line = cells(text, "BYOL")
-    assert line[1:] == [("50 %", f"{statistics.mean([20, 11]):.1f} ± {statistics.stdev([20, 11]):.1f}"), ("90 %", "50.0 (1 of 2 seeds)"),
+    line = cells(text, "BYOL | backbone")
+    assert line[2:] == [("50 %", f"{statistics.mean([20, 11]):.1f} ± {statistics.stdev([20, 11]):.1f}"), ("90 %", "50.0 (1 of 2 seeds)"),
                         ("paper, two A100", "142"), ("best seen, %", "91.00")]
-    assert cells(report(tmp_path, rows, [95])[1], "BYOL")[1] == ("95 %", "not reached")
+    assert cells(report(tmp_path, rows, [95])[1], "BYOL")[2] == ("95 %", "not reached")
+
+
+def test_the_papers_minutes_stand_beside_its_own_cell_only(tmp_path):
+    """Of EMP-SSL the paper probes the embedding of a bag of patches, of the others the backbone's features of whole images."""
+    rows = [row(method, 0, 91.0, features=features, view=view, paper=paper) for method, paper in (("emp", EMP), ("byol", "BYOL"))
+            for features in ("backbone", "embedding") for view in ("whole", "bag of 16") if features == "backbone" or method == "emp"]
+    _, text = report(tmp_path, rows, [90])
+    minutes = {(view, name): dict(cells(part, name))["paper, two A100"] for view, part in zip(("whole", "bag"), text.split("## ")[1:])
+               for name in ("EMP-SSL | backbone", "EMP-SSL | embedding", "BYOL | backbone")}
+    assert {key: value for key, value in minutes.items() if value} == {("bag", "EMP-SSL | embedding"): "35", ("whole", "BYOL | backbone"): "142"}
+
+
+def test_a_part_of_the_images_is_in_the_title(tmp_path):
+    assert report(tmp_path, [row("byol", 0, 25.0, fraction=0.2)])[0].startswith("# CIFAR-10, 20 % of the training images\n")
+    assert report(tmp_path, [row("byol", 0, 25.0, fraction=-1)])[0].startswith("# CIFAR-10\n")
+    several = [row("emp", 0, 25.0, fraction=value, setting="data.fraction", value=value) for value in (0.1, 0.2)]
+    assert report(tmp_path, several)[0].startswith("# CIFAR-10\n")  # each row says it
+
+
+def test_a_thousand_epochs_are_written_out(tmp_path):
+    assert dict(cells(report(tmp_path, [row("byol", 0, 92.0, epoch=1000.0)])[0], "BYOL"))["epochs"] == "1000"
 
 
 def test_plot(tmp_path, two_seeds):
@@ -123,7 +144,7 @@ def test_points_in_the_course_of_runs_are_not_runs_of_that_length(tmp_path, cour
     table, minutes = report(tmp_path, course)
     assert table.count("## ") == 1 and "## 1 epoch, schedule fitted" in table
     assert dict(cells(table, "EMP-SSL"))["linear, whole"] == f"70.50 ± {statistics.stdev([70, 71]):.2f}"
-    assert cells(minutes, "EMP-SSL")[1] == ("50 %", f"10.5 ± {statistics.stdev([10, 11]):.1f}")  # the end alone would say 20.5
+    assert cells(minutes, "EMP-SSL")[2] == ("50 %", f"10.5 ± {statistics.stdev([10, 11]):.1f}")  # the end alone would say 20.5
 
 
 def test_convergence_has_a_line_through_the_course_for_linear_and_knn(tmp_path, course, monkeypatch):
@@ -158,7 +179,7 @@ def test_an_ablation_has_a_row_and_a_point_for_each_value(tmp_path, monkeypatch)
     table, minutes = report(tmp_path, rows + [reference("untrained", "backbone", 40.0)], thresholds=[60])
     for n, top1 in ((2, "50.50"), (5, "60.50"), (20, "64.50")):
         assert cells(table, f"EMP-SSL, native patches, num_patches {n} | backbone")[5][1].startswith(top1)
-    assert cells(minutes, "EMP-SSL, native patches, num_patches 2 |")[1][1] == "not reached"
+    assert cells(minutes, "EMP-SSL, native patches, num_patches 2 |")[2][1] == "not reached"
     assert [axis.get_ylabel().split("\n")[1] for axis in drawn[0].axes] == ["linear, whole images", "k-NN, whole images"]
     for axis in drawn[0].axes:
         (bars,) = axis.containers

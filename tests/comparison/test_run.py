@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ from omegaconf import OmegaConf
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.comparison import run
 from emp_plugin.comparison.report import COLUMNS
+from emp_plugin.comparison.settings import read_comparison
+from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import LAST
 from emp_plugin.runs.callbacks import StopOnBrokenLoss
 
@@ -119,8 +122,9 @@ def test_a_run_cut_off_is_continued(tmp_path, trained, no_report, monkeypatch):
             compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
     (folder,) = (tmp_path / "runs" / "emp").iterdir()
     assert (folder / LAST).exists()
-    rows = compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2")
-    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder] and rows[rows.method == "emp"].steps.iloc[0] == 4
+    rows = compare(tmp_path, "methods=[emp]", "checkpoint.every_n_steps=2", "evaluation.linear.epochs=2")  # evaluated otherwise than it began
+    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder] and rows[rows.method == "emp"].steps.iloc[0] == 4 and rows.error.isna().all()
+    assert OmegaConf.load(folder / "config.yaml").evaluation.linear.epochs == 2
 
 
 @pytest.mark.slow
@@ -183,10 +187,80 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
 
 
 @pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq"),
-                                               ("ablate=seed values=[1]", "is the comparison's to set")])
+                                               ("ablate=seed values=[1]", "is the comparison's to set"),
+                                               ("emp.limit_train_batches=2", "is the comparison's to set"),
+                                               ("++accumulate_grad_batches=2", "is the comparison's to set"),
+                                               ("evaluation.enabled=False", "is the comparison's to set")])
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys, override, message):
     assert main_compare.main(["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits", *TINY, f"results_dir={tmp_path}", *override.split()]) == 1
     assert message in capsys.readouterr().err and not trained and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, overrides, expected", [
+    ("cifar/emp", [], "EMP-SSL 20 patches"),
+    ("cifar/emp", ["data.num_patches=200", "method_kwargs.patch_chunk=20", "data.dataset=cifar100", "max_epochs=10"], "EMP-SSL 200 patches"),
+    ("cifar/emp", ["devices=2", "optimizer.batch_size=50", "precision=32", "data.views=image"], "EMP-SSL 20 patches"),
+    ("cifar/byol", ["max_epochs=1"], "BYOL"),
+    ("tiny-imagenet/emp", ["data.num_patches=200"], "EMP-SSL 200 patches"),
+    ("cifar/emp", ["data.num_patches=8"], ""),
+    ("cifar/emp", ["augmentations=emp_crop_grey"], ""),
+    ("cifar/emp_crop_grey", [], ""),
+    ("cifar/emp_native", [], ""),
+    ("cifar/emp", ["data.patch_size=24"], ""),
+    ("cifar/emp", ["method_kwargs.invariance_weight=100"], ""),
+    ("cifar/emp", ["method_kwargs.eps=0.4"], ""),
+    ("cifar/emp", ["method_kwargs.preset=paper"], ""),
+    ("cifar/emp", ["optimizer.batch_size=50"], ""),
+    ("cifar/emp", ["optimizer.lr=0.1"], ""),
+    ("cifar/emp", ["backbone.name=resnet50"], ""),
+    ("cifar/emp", ["data.fraction=0.2"], ""),
+    ("cifar/emp", ["data.holdout=0.1"], ""),
+    ("cifar/byol", ["max_epochs=1", "augmentations=crop_grey"], ""),
+    ("cifar/byol", ["max_epochs=1", "momentum.base_tau=0.9"], ""),
+    ("cifar/simclr", ["max_epochs=1", "scheduler.warmup_epochs=0"], ""),
+    ("tiny-imagenet/byol", ["max_epochs=1"], ""),
+    ("digits/emp", ["data.num_patches=20"], ""),
+])
+def test_the_papers_name_is_of_its_own_settings_only(config, name, overrides, expected):
+    assert run.paper_name(config(name, *overrides), SCRIPTS / "pretrain" / name.split("/")[0]) == expected
+
+
+def runs_of(folder, *overrides):
+    cfg, rest = read_comparison(str(SCRIPTS / "compare"), "digits", [*TINY, f"results_dir={folder}", *overrides])
+    return run.Runs(cfg, SCRIPTS / "pretrain", rest)
+
+
+def test_images_are_counted_for_every_value_of_an_ablation(tmp_path):
+    runs = runs_of(tmp_path, "ablate=data.fraction", "values=[0.1,0.5]", "methods=[emp]", "epochs=[0.5]", "data.holdout=0")
+    assert [runs.steps_per_epoch(job) for job in runs.jobs] == [144 // 16, 719 // 16]  # of 1437 images
+
+
+def test_all_devices_share_the_batch(tmp_path):
+    one, two = (runs_of(tmp_path, "methods=[simclr]", f"devices={devices}", "optimizer.batch_size=8", "data.fraction=-1") for devices in (1, 2))
+    assert two.steps_per_epoch(two.jobs[0]) == one.steps_per_epoch(one.jobs[0]) // 2
+
+
+@pytest.mark.parametrize("start, step", [(0.0, 6.0), (3.0, 0.05), (3.0, 0.02), (1.0, 0.003)])
+def test_a_slow_start_does_not_shorten_equal_minutes(tmp_path, monkeypatch, start, step):
+    """A machine on which the start of training takes ``start`` seconds and every step ``step``."""
+    runs = runs_of(tmp_path, "budget=minutes", "minutes=5", "methods=[emp]")
+    trials = []
+    monkeypatch.setattr(runs, "trial", lambda job, steps: trials.append(steps) or steps / (start + steps * step))
+    steps = 300 * runs.steps_per_second(runs.jobs[0])
+    assert start + steps * step == pytest.approx(300, rel=0.12) and len(trials) < 8
+    assert start + trials[-1] * step <= 40
+
+
+def test_an_interrupted_process_is_waited_for(tmp_path, monkeypatch):
+    """SIGTERM, or Ctrl-C, of the comparison alone: the run is told so, and has the time to write its checkpoint."""
+    def pressed(part):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.sys, "stderr", SimpleNamespace(buffer=SimpleNamespace(write=pressed)))
+    script = f'trap "sleep 1; touch {tmp_path}/saved; exit 1" TERM; echo ready >&2; for i in $(seq 300); do sleep 0.1; done'
+    with pytest.raises(UserError, match="the same command continues"):
+        run.run_process(["bash", "-c", script])
+    assert (tmp_path / "saved").exists()
 
 
 def test_processes_that_fail(capfd):

@@ -23,6 +23,13 @@ def test_shipped_comparisons_are_of_all_six(name, recipes, config):
     assert {config(f"{recipes}/{method}", *cfg.overrides).data.dataset for method in cfg.methods} == {name}
 
 
+def test_crop_and_grey_alone_stand_beside_the_whole_augmentation(config):
+    full, crop = (OmegaConf.to_container(config(f"cifar/{job.method}")) for job in plan(read("methods=[emp,emp_crop_grey]", name="cifar10")[0]))
+    assert {key for key in full if full[key] != crop[key]} == {"name", "augmentations"}
+    off = ("horizontal_flip", "color_jitter", "gaussian_blur", "solarization")
+    assert crop["augmentations"] == [{key: value for key, value in full["augmentations"][0].items() if key not in off}]
+
+
 def test_own_settings_and_those_of_the_recipes():
     cfg, rest = read("methods=[emp,byol]", "epochs=0.5", "seeds=[0,1,2]", "emp.data.num_patches=4", "precision=32", "schedule=[fitted,snapshot]", "epochs=[1,2]")
     assert list(cfg.methods) == ["emp", "byol"] and list(cfg.seeds) == [0, 1, 2] and list(cfg.schedule) == ["fitted", "snapshot"]

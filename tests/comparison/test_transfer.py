@@ -52,7 +52,7 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(data, checkpoint, tm
     probed, evaluation = [], import_module("emp_plugin.evaluation.evaluate")
     original = evaluation.knn_probe
     monkeypatch.setattr(evaluation, "knn_probe", lambda x, *rest, **more: probed.append(x) or original(x, *rest, **more))
-    assert run(tmp_path / "out", simclr, emp) == 0
+    assert run(tmp_path / "out", simclr, emp, emp) == 0  # each once
 
     rows = pd.read_csv(tmp_path / "out" / "transfer.csv")
     ways = rows[~rows.model.isin(["raw pixels", "untrained"])].drop_duplicates(["checkpoint", "dataset"])

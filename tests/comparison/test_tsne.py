@@ -14,25 +14,26 @@ from emp_plugin.runs.probing import load_method
 from emp_plugin.solo_learn import backbone_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = ["precision=32", "optimizer.batch_size=16", "limit_train_batches=1", "max_epochs=1", "limit_val_batches=0", "evaluation.enabled=False", "accelerator=cpu",
-        "enable_progress_bar=False"]
+TINY = ["precision=32", "optimizer.batch_size=16", "limit_train_batches=1", "max_epochs=1", "limit_val_batches=0", "evaluation.enabled=False",
+        "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "accelerator=cpu", "enable_progress_bar=False"]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for method, settings in (("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=24", "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8"]),
-                             ("simclr", ["method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8"])):
-        assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"digits/{method}", *TINY, *settings, f"checkpoint.dir={folder}"]) == 0
+    for method, settings in (("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=24"]), ("simclr", [])):
+        assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"digits/{method}", *TINY, *settings,
+                                   f"checkpoint.dir={folder}"]) == 0
     return [str(next(folder.glob(f"{method}/*/last.ckpt"))) for method in ("emp", "simclr")]
 
 
 def test_a_panel_for_each_checkpoint_of_the_same_images(checkpoints, digits, tmp_path, capsys):
-    assert main_tsne.main([*checkpoints, checkpoints[0], "--features", "projection", "--images", "40", "--classes", "4", "--out", str(tmp_path / "new" / "it")]) == 0
+    out = tmp_path / "new" / "it"
+    assert main_tsne.main([*checkpoints, checkpoints[0], "--features", "projection", "--images", "40", "--classes", "4", "--out", str(out)]) == 0
     assert "it.png" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "new" / "it.csv")
     emp, simclr, again = (rows[rows.panel == panel].reset_index() for panel in rows.panel.unique())
-    assert emp.panel[0] == "EMP-SSL: emp-digits, 1 epoch, seed 5" and simclr.panel[0].startswith("SimCLR")
+    assert emp.panel[0] == "EMP-SSL: emp-digits, epoch 1, step 1, seed 5" and simclr.panel[0].startswith("SimCLR")
     assert emp.image.tolist() == simclr.image.tolist() and emp["class"].tolist() == digits[1].targets[emp.image.tolist()].tolist()
     assert emp["class"].value_counts().to_dict() == pytest.approx(dict.fromkeys(range(4), 10), abs=1)
     assert emp[["x", "y"]].equals(again[["x", "y"]]) and not emp[["x", "y"]].equals(simclr[["x", "y"]])
