@@ -46,7 +46,8 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
             features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16,
                                          f"{model}, {view}, {split}", num_workers)
                         for split, data in (("train", train), ("test", test))]
-            label = f"bag of {settings.bag_patches}" if view == "bag" else view
+            kind = "augmented" if settings.bag_augmented else "plain"
+            label = f"bag of {settings.bag_patches} {kind}" if view == "bag" else view
             seconds = time.perf_counter() - began
             yield from _probe(model, label, *features, len(train.classes), settings, seconds, device)
             if method is trained and online is not None and "linear" in settings.probes:

@@ -39,7 +39,7 @@ def cells(text, start):
 def two_seeds():
     return [row("byol", seed, value, paper="BYOL") for seed, value in ((0, 25.0), (1, 31.0))] + [
         row("emp", seed, value, minutes=20, features=features, view=view, paper=EMP) for seed, value in ((0, 70.0), (1, 73.0))
-        for features in ("backbone", "embedding") for view in ("whole", "bag of 16")] + [
+        for features in ("backbone", "embedding") for view in ("whole", "bag of 16 plain")] + [
             reference("raw pixels", "pixels", 38.0), reference("untrained", "backbone", 40.0)]
 
 
@@ -75,7 +75,7 @@ def test_a_single_seed_is_printed_as_such(tmp_path):
 
 def test_readings_of_the_epochs_are_not_mixed(tmp_path):
     def paper(schedule):
-        table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, features="embedding", view="bag of 128", paper="EMP-SSL 200 patches")])
+        table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, features="embedding", view="bag of 128 augmented", paper="EMP-SSL 200 patches")])
         assert f"## 1 epoch, schedule {schedule}" in table
         return dict(cells(table, "EMP-SSL"))["paper"]
 
@@ -106,7 +106,7 @@ def test_first_time_at_a_threshold(tmp_path):
 def test_the_papers_minutes_stand_beside_its_own_cell_only(tmp_path):
     """Of EMP-SSL the paper probes the embedding of a bag of patches, of the others the backbone's features of whole images."""
     rows = [row(method, 0, 91.0, features=features, view=view, paper=paper) for method, paper in (("emp", EMP), ("byol", "BYOL"))
-            for features in ("backbone", "embedding") for view in ("whole", "bag of 16") if features == "backbone" or method == "emp"]
+            for features in ("backbone", "embedding") for view in ("whole", "bag of 16 plain") if features == "backbone" or method == "emp"]
     _, text = report(tmp_path, rows, [90])
     minutes = {(view, name): dict(cells(part, name))["paper, two A100"] for view, part in zip(("whole", "bag"), text.split("## ")[1:])
                for name in ("EMP-SSL | backbone", "EMP-SSL | embedding", "BYOL | backbone")}

@@ -117,7 +117,7 @@ def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method,
                                *small, *settings, f"checkpoint.dir={tmp_path}"]) == 0
     (run,) = tmp_path.glob(f"{method}/*")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2"]
+    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2 plain"]
     assert torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["backbone.conv1.weight"].shape[-1] == 7  # ImageNet's stem, as in the paper
 
 

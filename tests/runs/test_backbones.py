@@ -16,8 +16,8 @@ VIT = ["backbone.name=vit_tiny", "backbone.kwargs={patch_size: 8}", "backbone.st
 BAG = ["evaluation.views=[bag]", "limit_val_batches=0"]
 
 
-@pytest.mark.parametrize("settings, width, views", [(["backbone.name=resnet50"], 2048, ["whole", "bag of 2"]), ([*VIT, *BAG], 192, ["bag of 2"]),
-                                                     ([*VIT, "data.output_size=32"], 192, ["whole", "bag of 2"])])
+@pytest.mark.parametrize("settings, width, views", [(["backbone.name=resnet50"], 2048, ["whole", "bag of 2 plain"]), ([*VIT, *BAG], 192, ["bag of 2 plain"]),
+                                                     ([*VIT, "data.output_size=32"], 192, ["whole", "bag of 2 plain"])])
 def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, capsys):
     assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY, *settings, f"checkpoint.dir={tmp_path}"]) == 0
     (run,) = tmp_path.glob("emp/*")
@@ -25,7 +25,7 @@ def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, cap
     assert summary["steps"] == 2
     assert [(row["features"], row["view"]) for row in summary["evaluation"]] == [(name, view) for view in views for name in ("backbone", "embedding")]
     assert torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["classifier.weight"].shape[1] == width
-    if views == ["bag of 2"]:
+    if views == ["bag of 2 plain"]:
         probe = ["--config-path", str(SCRIPTS / "linear" / "digits"), "--config-name", "emp", f"pretrained_feature_extractor={run / 'last.ckpt'}"]
         assert main_linear.main(probe) == 1 and "cannot take whole images of 32x32: set evaluation.views=[bag]" in capsys.readouterr().err
 

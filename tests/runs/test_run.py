@@ -59,8 +59,8 @@ def test_what_a_run_leaves(finished):
     assert summary["train_seconds"] > 0 and summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
     rows = pd.DataFrame(summary["evaluation"])
     assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
-        (model, features, "bag of 2", probe) for model in ("emp", "untrained") for features in ("backbone", "embedding")
-        for probe in ("linear", "knn")} | {("emp", "backbone", "bag of 2", "online linear")} | {("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")}
+        (model, features, "bag of 2 plain", probe) for model in ("emp", "untrained") for features in ("backbone", "embedding")
+        for probe in ("linear", "knn")} | {("emp", "backbone", "bag of 2 plain", "online linear")} | {("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")}
     assert rows.top1.between(0, 100).all() and (rows.top5 >= rows.top1).all()
     metrics = pd.read_csv(finished / "metrics.csv")
     assert metrics.train_coding_rate.notna().sum() == 10 and metrics.val_acc1.notna().sum() == 2
