@@ -54,10 +54,10 @@ def kornia_pipeline(recipe: PatchRecipe) -> torch.nn.Module:
 def main() -> None:
     args = arguments(__doc__, trials=5)
     bicubic = dict(interpolation="bicubic")
-    # name: recipe, images, their side, passes over them per trial
+    # name: recipe, images, their side, passes over them per trial (a batch each: an even number, for the two workers share batches)
     settings = {
-        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 5),
-        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 5),
+        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 4),
+        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 4),
         "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 2),
         "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 2),
         "a quarter of the area -> 224, bicubic": (PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic), 10, 224, 2),

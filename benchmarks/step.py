@@ -2,10 +2,11 @@
 
 - bare: forward and backward of the same backbone, embedding layer and projector on ready patches, same precision and batch: the
   arithmetic that no program can avoid. Ours adds the loader, the patches, the objective, LARS, the online classifier and the logs.
-- published: the same network and optimiser in float32 and NCHW on patches that PIL makes (in the process itself), with a loop over
+- published: the same network, without an optimiser's step, in float32 and NCHW on patches that PIL makes (in the process itself), with a loop over
   patches in the loss. Always 16 -> 32, the published recipe, so that the row of `emp_native` shows what the cheaper recipe saves. Half of the images at a
   time, one after the other: all of them would need more than 24 GB, and on two devices it is what the published program does. Twice: with the system's
-  allocator as it is, and with the settings of `scripts/env.sh`, which we bring along and which help it too.
+  allocator as it is, and with the settings of `scripts/env.sh`, which we bring along and which help it too. On a CPU workers would take its cores
+  from the network; beside a GPU they would not, and this reference, with PIL in the process itself, is slower there than it need be.
 
 Ours and the bare network are timed in turn, inside one run of Lightning's Trainer; the published way in processes of its own, whose trials are paired with
 ours in order. Images are scikit-learn's digits, 32x32: the time does not depend on what they show.
@@ -95,6 +96,7 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
 def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
     """Seconds of the training steps of a run, and of the references in turn with them. The first of each is a warm-up."""
     images, _ = load_dataset(cfg.data.dataset, None)
+    images = images.subset(torch.arange(cfg.limit_train_batches * cfg.optimizer.batch_size) % len(images))  # however many steps
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     watch = InTurn(references)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,8 @@ from emp_plugin.configuration import recipes
 from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
 from emp_plugin.runs.folder import versions
-from emp_plugin.runs.probing import fresh_method, load_method
-from emp_plugin.solo_learn import backbone_of
+from emp_plugin.runs.probing import epochs_of, load_method
+from emp_plugin.solo_learn import backbone_of, build_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
 
@@ -54,7 +54,7 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
     method, cfg, contents = load_method(checkpoint)
     recipe = asdict(recipes(cfg)[0])
     settings = {"architecture": cfg.backbone.name, "stem_padding": cfg.backbone.stem_padding, "mean": recipe["mean"], "std": recipe["std"],
-                "recipe": recipe, "method": cfg.method, "dataset": cfg.data.dataset, "epochs": contents["epoch"] + 1, "steps": contents["global_step"],
+                "recipe": recipe, "method": cfg.method, "dataset": cfg.data.dataset, "epochs": epochs_of(contents), "steps": contents["global_step"],
                 "versions": versions(), "config": OmegaConf.to_container(cfg)}
     weights = {name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()}
     out = Path(out).expanduser()
@@ -83,6 +83,7 @@ def load_backbone(path: str | Path) -> Backbone:
     if KEY not in metadata:
         raise UserError(f"{path} was not written by emp_plugin: it does not say how its backbone is built")
     settings = json.loads(metadata[KEY])
-    network = backbone_of(fresh_method(OmegaConf.create(settings["config"])))
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to take
+        network = backbone_of(build_method(OmegaConf.create(settings["config"])))
     network.load_state_dict(weights)
     return Backbone(network, settings)

@@ -69,7 +69,9 @@ class _HalfLogDet(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
         z, factor = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            inverse = torch.cholesky_inverse(factor).mul_((upstream * ctx.scale)[..., None, None])
+            # (L L^T)^-1 from L^-T; as fast as torch.cholesky_inverse, whose error code the host waits for
+            root = torch.linalg.solve_triangular(factor.mT, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device), upper=True, left=False)
+            inverse = (root @ root.mT).mul_((upstream * ctx.scale)[..., None, None])
             return (inverse @ z if z.shape[-2] <= z.shape[-1] else z @ inverse), None
 
 

@@ -22,6 +22,12 @@ def test_the_shipped_recipe_is_the_paper_s(config):
     assert recipes(config("cifar/emp_native"))[0].output_size == 16
 
 
+def test_the_folders_of_datasets_hold_recipes_with_their_command_and_nothing_else():
+    """A comparison takes ``<recipe>.key=value`` for an override of that recipe alone: of another file there it would be lost."""
+    recipes = [path for path in (SCRIPTS / "pretrain").glob("*/*.yaml") if path.parent.name not in ("augmentations", "datasets", "methods")]
+    assert len(recipes) >= 6 * 5 and not [path for path in recipes if not path.with_suffix(".sh").is_file()]
+
+
 def test_overrides(config):
     cfg = config("cifar/emp", "data.dataset=cifar100", "max_epochs=30", "data.num_patches=200", "optimizer.lr=0.1",
                  "backbone.stem_padding=1", "limit_train_batches=5", "precision=16-mixed", "method_kwargs.preset=paper")

@@ -48,6 +48,24 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
 
 
+def test_a_checkpoint_between_two_epochs_has_the_one_behind_it(checkpoint, tmp_path):
+    """``epoch=1.ckpt`` is written when the first batch of the second epoch is about to be trained on."""
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["epoch"] = 1
+    contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] = 0
+    torch.save(contents, tmp_path / "epoch=1.ckpt")
+    assert emp_plugin.load_backbone(export_backbone(tmp_path / "epoch=1.ckpt", tmp_path / "out.safetensors")).settings["epochs"] == 1
+
+
+def test_loading_leaves_the_random_numbers_alone(checkpoint, tmp_path):
+    file = export_backbone(checkpoint, tmp_path / "out.safetensors")
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    emp_plugin.load_backbone(file)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
     """The lines of the README, on an EMP run over a folder of images."""
     for i in range(8):

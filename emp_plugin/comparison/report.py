@@ -218,7 +218,7 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter("{x:g}")
             else:
-                axis.set_xlim(left=0)
+                axis.set_xlim(0, 1.05 * part[quantity].max())
             axis.set_xlabel(unit)
     _finish(figure, axes, cells, measured, references, path)
 
@@ -269,6 +269,8 @@ def transfer_table(rows: pd.DataFrame) -> str:
     Args:
         rows: of :func:`emp_plugin.comparison.transfer.transfer`.
     """
+    twins = rows.groupby(["name", "trained_on", "seed"]).checkpoint.transform("nunique") > 1  # runs of other settings, or steps of one
+    rows = rows.assign(name=rows["name"].mask(twins, rows["name"] + ", " + rows.checkpoint))
     lines = ["# Features probed on the dataset they were trained on, and on the other", "", "Top-1 accuracy in percent."]
     for (dataset, labels), part in rows.groupby(["dataset", "labels"], sort=False):
         cells = _cells(part)

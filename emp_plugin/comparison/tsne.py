@@ -19,7 +19,7 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.evaluation.features import extract_features, feature_function  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 from emp_plugin.runs.pictures import save_figure  # noqa: E402
-from emp_plugin.runs.probing import load_data, load_method  # noqa: E402
+from emp_plugin.runs.probing import epochs_of, load_data, load_method  # noqa: E402
 
 FEATURES = ("backbone", "embedding", "projection")
 # Paul Tol's muted scheme, which the colour-blind can tell apart; its tenth, a pale grey, is darker here; markers help
@@ -29,7 +29,8 @@ SEED = 0  # of the choice of images and of t-SNE
 
 
 class WithProjection(nn.Module):
-    """A method whose ``features`` are all of :data:`FEATURES`; one without an embedding layer (all but EMP) has its backbone's output there."""
+    """A method whose ``features`` are all of :data:`FEATURES`; one without an embedding layer (all but EMP) has its backbone's output there, and one
+    without a projector (DINO) no projection."""
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -38,7 +39,8 @@ class WithProjection(nn.Module):
     def features(self, x: Tensor) -> dict[str, Tensor]:
         out = feature_function(self.method)(x)
         embedding = out.get("embedding", out["backbone"])
-        return {"backbone": out["backbone"], "embedding": embedding, "projection": self.method.projector(embedding)}
+        projection = {"projection": self.method.projector(embedding)} if hasattr(self.method, "projector") else {}
+        return {"backbone": out["backbone"], "embedding": embedding, **projection}
 
 
 def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int, train_path: str | None, out: Path) -> None:
@@ -68,7 +70,9 @@ def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int
         data, places = shown
         check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
         made = extract_features(WithProjection(method).to(device), data, recipes(cfg)[0], description=str(path), num_workers=cfg.data.num_workers)
-        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, epoch {contents['epoch'] + 1}, step {contents['global_step']}, seed {cfg.seed}"
+        if features not in made.features:
+            raise UserError(f"{path}: {cfg.method} has no projector; choose --features backbone")
+        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, epoch {epochs_of(contents)}, step {contents['global_step']}, seed {cfg.seed}"
         if panel in {part.panel[0] for part in parts}:
             panel += f"\n{path}"
         names = [data.classes[label] for label in data.targets]
@@ -77,8 +81,8 @@ def write_tsne(checkpoints: list[Path], features: str, images: int, classes: int
         print(f"{path}: {len(data)} images", flush=True)
     rows = pd.concat(parts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out.with_suffix(".csv"), rows.to_csv(index=False))
-    draw_tsne(rows, f"t-SNE of {len(shown[0])} test images of {NAMES.get(dataset, dataset)}: {features}", out.with_suffix(".png"))
+    write_text(out.with_name(f"{out.name}.csv"), rows.to_csv(index=False))
+    draw_tsne(rows, f"t-SNE of {len(shown[0])} test images of {NAMES.get(dataset, dataset)}: {features}", out.with_name(f"{out.name}.png"))
 
 
 def _test_images(data, train_path: str | None) -> ImageData | ImageFiles:

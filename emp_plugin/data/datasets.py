@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
-from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet, open_image
+from emp_plugin.data.files import ImageFiles, class_folders, image_paths, list_flat, list_folder, list_tiny_imagenet, open_image
 from emp_plugin.errors import UserError
 
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -19,6 +19,7 @@ CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet100": 100, "custom": None}
 IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet100": 224, "custom": 224}  # pixels
 RESIZABLE = ("imagenet100", "custom")  # streamed from disk, at data.image_size
+SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
 UNLABELLED = ["unlabelled"]  # the one class of a folder without classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
 
@@ -94,7 +95,7 @@ def count_classes(name: str, train_path: str | None) -> int:
     if NUM_CLASSES[name] is not None:
         return NUM_CLASSES[name]
     root = Path(train_path or ".").expanduser()
-    return max(1, len([entry for entry in root.iterdir() if entry.is_dir()])) if root.is_dir() and not _is_flat(root) else 1
+    return max(1, len(class_folders(root))) if root.is_dir() and not _is_flat(root) else 1
 
 
 def _stratified_split(data: ImageData, fraction: float, setting: str) -> tuple[ImageData, ImageData]:
@@ -130,9 +131,12 @@ def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
 def _custom(root: Path, evaluation: Path | None, size: int, holdout: float) -> tuple[ImageFiles, ImageFiles | None]:
     if _is_flat(root):
         if holdout or evaluation:
-            raise UserError(f"{root} holds images without labels: nothing to evaluate on; leave data.holdout and data.val_path out")
+            raise UserError(f"images lie in {root} itself, so they are without labels and nothing can be evaluated: leave data.holdout and data.val_path out, "
+                            "or move them into class folders")
         return list_flat(root, size, UNLABELLED), None
     train = list_folder(root, size)
+    if "train" in train.classes and set(train.classes) <= SPLITS:
+        raise UserError(f"{root} holds {' and '.join(train.classes)}, no class folders: set data.train_path={root / 'train'}, and data.val_path likewise")
     test = list_folder(evaluation, size) if evaluation else None
     if test is None and not holdout:
         raise UserError("data.dataset=custom: set data.val_path to class folders to evaluate on, or data.holdout=0.1 to take a tenth of the training images")

@@ -1,5 +1,4 @@
 """Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
-import itertools
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +99,7 @@ def open_image(path: str | Path, size: int | None = None) -> Image.Image:
             if size:
                 file.draft("RGB", (size, size))
             return _rgb(file)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
 
@@ -125,7 +124,7 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    names = sorted(classes) if classes else sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    names = sorted(classes) if classes else class_folders(folder)
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(names)} class folders, the first is {missing[0]}")
@@ -139,6 +138,11 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     return ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size)
 
 
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in ``folder``, sorted; hidden ones are no classes."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
 def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
     """All images in ``folder`` and below as one class, of the name in ``classes``."""
     paths = image_paths(folder)
@@ -146,11 +150,14 @@ def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:
-    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted."""
-    known = Image.registered_extensions()
-    levels = os.walk(folder) if below else itertools.islice(os.walk(folder), 1)
-    return sorted(os.fsencode(os.path.join(parent, name)) for parent, _, names in levels for name in names
-                  if os.path.splitext(name)[1].lower() in known)
+    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted. Linked folders are followed; what is hidden, such as macOS's
+    ``._a.jpg``, is left out."""
+    known, paths = Image.registered_extensions(), []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if below and not name.startswith(".")]
+        paths += [os.fsencode(os.path.join(parent, name)) for name in names
+                  if os.path.splitext(name)[1].lower() in known and not name.startswith(".")]
+    return sorted(paths)
 
 
 def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:

@@ -1,7 +1,7 @@
 """The evaluation of a run: every view, feature and probe of the method, of the same method untrained, and of raw pixels."""
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from emp_plugin.transforms import PatchRecipe
 
 
 def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData | ImageFiles, test: ImageData | ImageFiles, recipe: PatchRecipe,
-             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0, online: nn.Module | None = None) -> Iterator[dict[str, Any]]:
+             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0, online: nn.Module | None = None,
+             done: Collection[tuple[str, str]] = ()) -> Iterator[dict[str, Any]]:
     """Probe the features of a trained method beside those of the untrained one and raw pixels, the quickest first.
 
     Args:
@@ -29,6 +30,7 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
         num_workers: processes that decode images on disk.
         online: the linear classifier that solo-learn trained along with the method, if it knows these labels: scored on the backbone's
             features beside the ``linear`` probe; of whole images that is the validation's accuracy.
+        done: (model, view) of rows that are there already.
 
     Yields:
         One row (dict) per model, feature, view, probe and fraction of the labels: ``model, features, view, probe, labels, top1, top5`` (percent)
@@ -38,16 +40,19 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
     models = [(name, trained)]
     if settings.references:
         models.append(("untrained", untrained))
-        pixels = pixel_features(train, recipe, num_workers), pixel_features(test, recipe, num_workers)
-        yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
+        if ("raw pixels", "whole") not in done:
+            pixels = pixel_features(train, recipe, num_workers), pixel_features(test, recipe, num_workers)
+            yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
+    kind = "augmented" if settings.bag_augmented else "plain"
     for view in settings.views:
+        label = f"bag of {settings.bag_patches} {kind}" if view == "bag" else view
         for model, method in models:
+            if (model, label) in done:
+                continue
             began = time.perf_counter()
             features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16,
                                          f"{model}, {view}, {split}", num_workers)
                         for split, data in (("train", train), ("test", test))]
-            kind = "augmented" if settings.bag_augmented else "plain"
-            label = f"bag of {settings.bag_patches} {kind}" if view == "bag" else view
             seconds = time.perf_counter() - began
             yield from _probe(model, label, *features, len(train.classes), settings, seconds, device)
             if method is trained and online is not None and "linear" in settings.probes:

@@ -118,9 +118,10 @@ class EMP(BaseMethod):
         if self.knn_eval:  # solo-learn's online k-NN, which validation queries
             self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
 
-        self.log_dict({"train_loss": out.loss, "train_coding_rate": out.coding_rate, "train_invariance": out.invariance,
-                       "train_effective_rank": effective_rank(everybody.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy},
-                      sync_dist=True)
+        logged = {"train_loss": out.loss, "train_coding_rate": out.coding_rate, "train_invariance": out.invariance,
+                  "train_effective_rank": effective_rank(everybody.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy}
+        # in one go; Lightning's sync_dist reduces each by itself, behind a barrier that the host waits at
+        self.log_dict(dict(zip(logged, mean_over_processes(torch.stack([value.detach() for value in logged.values()])))))
         return out.loss + class_loss
 
 
@@ -130,6 +131,14 @@ def gather_images(z: Tensor) -> Tensor:
     Gradients flow back to every process: each receives the sum over all processes, of whose parameter gradients DDP takes the mean.
     """
     return torch.cat(all_gather(z), dim=1) if dist.is_available() and dist.is_initialized() else z
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of these values over all processes, each of which calls this; of a single one, the values."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values = values / dist.get_world_size()
+    return values
 
 
 class _InChunks(torch.autograd.Function):
@@ -165,10 +174,11 @@ class _InChunks(torch.autograd.Function):
         chunk = ctx.method.settings.patch_chunk
         gradients = [torch.zeros_like(weight) for weight in ctx.weights]
         now = _random_state(patches.device)
-        with torch.enable_grad(), torch.autocast(**ctx.autocast), frozen_batch_statistics(ctx.method):
+        with torch.enable_grad(), frozen_batch_statistics(ctx.method):
             for part, dz, state in zip(patches.split(chunk), upstream.split(chunk), ctx.random):
                 _set_random_state(patches.device, state)  # dropout falls as in the first pass
-                z = ctx.method.project(part)[1]
+                with torch.autocast(**ctx.autocast):  # not the gradients, whose types are those of the pass
+                    z = ctx.method.project(part)[1]
                 for total, gradient in zip(gradients, torch.autograd.grad(z, ctx.weights, dz)):
                     total += gradient
         _set_random_state(patches.device, now)

@@ -1,10 +1,14 @@
 """The evaluation of one run or checkpoint: which models to probe, and the table of what came out."""
+import glob
+import hashlib
+import os
 import pickle
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -73,24 +77,32 @@ def load_method(path: str | Path, like: DictConfig | None = None) -> tuple[pl.Li
     return method, cfg, checkpoint
 
 
+def epochs_of(checkpoint: dict[str, Any]) -> int:
+    """Epochs that a checkpoint's training has begun; the one counted in it has no batch yet where it is of the moment after an epoch."""
+    return checkpoint["epoch"] + (checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] > 0)
+
+
 def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     """Evaluate a checkpoint of any method; leaves ``<probes>-<dataset>-<checkpoint>-<bag>.csv`` beside it and returns its rows.
 
     Raises:
         UserError: for a checkpoint or data that cannot be read.
     """
-    method, cfg, _ = load_method(probe.pretrained_feature_extractor)
+    path = Path(probe.pretrained_feature_extractor).expanduser()
+    method, cfg, _ = load_method(path)
     dataset = probe.data.dataset or cfg.data.dataset
     given = {key: value for key, value in probe.data.items() if value is not None}
-    data = OmegaConf.merge(cfg.data, given)  # what is not given is the checkpoint's, its hold-out included
+    data = OmegaConf.merge(cfg.data, evaluation_of(given), given)  # what is not given is the checkpoint's, its hold-out included
     train, test = load_data(data)
     if test is None:
         raise UserError(f"{data.train_path} holds images without labels: there is nothing to probe")
+    side, patch = train.fetch(torch.tensor([0])).shape[-1], recipes(cfg)[0].patch_size
     if "whole" in probe.evaluation.views:
-        check_whole_images(cfg, train.fetch(torch.tensor([0])).shape[-1])
+        check_whole_images(cfg, side)
+    if "bag" in probe.evaluation.views and patch and patch > side:
+        raise UserError(f"patches of {patch}x{patch} pixels, as {path} was trained on, do not fit into images of {side}x{side}: set evaluation.views=[whole]")
     device = torch.device("cuda" if uses_gpu(probe) else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
-    path = Path(probe.pretrained_feature_extractor).expanduser()
     bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
     out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
     # a classifier trained online knows the classes it was trained on; those of a folder have no names to compare
@@ -101,22 +113,53 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def evaluation_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's data was evaluated on, taken out where a probe is ``given`` other data: a val_path goes with its train_path, and a hold-out
+    without one."""
+    if "val_path" in given:
+        return {"holdout": 0.0}
+    return {"val_path": None} if "train_path" in given else {}
+
+
 def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData | ImageFiles,
                  test: ImageData | ImageFiles, device: torch.device, out: Path, same_labels: bool = True) -> list[dict[str, Any]]:
     """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
 
-    ``out`` is a CSV file of the rows so far, so that an evaluation cut short leaves what it has. ``same_labels`` says that the method was trained
-    on these classes, so that its online classifier can be scored.
+    ``out`` is their CSV file. Until all are there they stand in ``<out>.<fingerprint>.part``, where an evaluation cut short is continued, if weights, data
+    and settings are the same. ``same_labels`` says that the method was trained on these classes, so that its online classifier can be scored.
     """
-    rows = []
+    bf16 = "bf16" in str(cfg.get("precision", "32"))
+    part = out.with_name(f"{out.name}.{_fingerprint(model, train, test, settings, bf16)[:12]}.part")
+    for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:
+        other.unlink()
+    rows = _complete_rows(part)
+    done = {(row["model"], row["view"]): None for row in rows}
+    if done:
+        print(f"continued after {'; '.join(map(', '.join, done))}, which are in {part.name}", flush=True)
     for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
-                        bf16="bf16" in str(cfg.get("precision", "32")), num_workers=cfg.data.num_workers,
-                        online=model.classifier if same_labels else None):
+                        bf16=bf16, num_workers=cfg.data.num_workers, online=model.classifier if same_labels else None, done=done):
         rows.append(row)
-        write_rows(out, row, rows)
+        write_rows(part, row, rows)
         labels = f", {100 * row['labels']:g} % of the labels" if row["labels"] < 1 else ""
         print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}{labels}: {row['top1']:.2f}", flush=True)
+    os.replace(part, out)
     return rows
+
+
+def _fingerprint(model: pl.LightningModule, train: ImageData | ImageFiles, test: ImageData | ImageFiles, settings: DictConfig, bf16: bool) -> str:
+    """Of what the rows of an evaluation depend on; one image stands for all of its set."""
+    about = OmegaConf.to_container(settings), bf16, train.classes
+    digest = hashlib.sha256(repr(about).encode())
+    first = torch.tensor([0])
+    for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, train.fetch(first), test.fetch(first)):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _complete_rows(part: Path) -> list[dict[str, Any]]:
+    """Rows of an evaluation cut short, without those of the model and view that it was at."""
+    rows = pd.read_csv(part).to_dict("records") if part.exists() else []
+    return [row for row in rows if (row["model"], row["view"]) != (rows[-1]["model"], rows[-1]["view"])]
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -52,7 +52,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, run_closure_before_lars, separate_dinos_clipping,
+    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, run_closure_before_lars, scale_without_waiting, separate_dinos_clipping,
                   keep_prototypes_at_length_one):
         patch(solo)
     exchange_checkpoints(solo, "wheel")
@@ -166,6 +166,21 @@ def run_closure_before_lars(solo: SimpleNamespace) -> None:
         return loss
 
     solo.lars.LARSWrapper.step = step
+
+
+def scale_without_waiting(solo: SimpleNamespace) -> None:
+    """LARSWrapper asks in Python whether norms are zero, and which of two rates is less: three waits of the host for a GPU per weight and step."""
+
+    def update_p(self, p, group, weight_decay):
+        p_norm, g_norm = torch.norm(p.data), torch.norm(p.grad.data)
+        rate = (self.eta * p_norm) / (g_norm + p_norm * weight_decay + self.eps)
+        if self.clip:
+            rate = (rate / group["lr"]).clamp(max=1)
+        scaled = (p_norm != 0) & (g_norm != 0)
+        p.grad.data += weight_decay * scaled.to(p.dtype) * p.data
+        p.grad.data *= torch.where(scaled, rate, 1.0)
+
+    solo.lars.LARSWrapper.update_p = update_p
 
 
 def separate_dinos_clipping(solo: SimpleNamespace) -> None:

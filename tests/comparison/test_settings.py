@@ -16,7 +16,7 @@ def read(*overrides, name="digits"):
 
 
 @pytest.mark.parametrize("name, recipes", [("digits", "digits"), ("cifar10", "cifar"), ("cifar100", "cifar"), ("tiny-imagenet", "tiny-imagenet"),
-                                            ("imagenet100", "imagenet100")])
+                                            ("imagenet100", "imagenet100"), ("custom", "custom")])
 def test_shipped_comparisons_are_of_all_six(name, recipes, config):
     cfg, rest = read(name=name)
     assert cfg.recipes == recipes and len(cfg.methods) == 6 and rest == [] and list(cfg.overrides) == ([f"data.dataset={name}"] if recipes == "cifar" else [])
@@ -84,6 +84,14 @@ def test_the_shipped_ablations(name, config):
     for job in plan(cfg):
         recipe = config(f"{cfg.recipes}/{job.method}", *cfg.overrides, *job.override)
         assert recipe.method == "emp" and recipe.data.fraction == 0.2 and OmegaConf.select(recipe, cfg.ablate) == float(job.override[0].split("=")[1])
+
+
+def test_an_ablation_on_images_of_ones_own(config):
+    """The README's."""
+    items = ["ablate=data.num_patches", "values=[2,5]", "recipes=custom", "overrides=[]", "methods=[emp]", "data.train_path=photos", "data.holdout=0.1"]
+    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", [*items, "results_dir=results/patches-photos"])
+    recipes = [config(f"{cfg.recipes}/{job.method}", *cfg.overrides, *rest, *job.override) for job in plan(cfg)]
+    assert [(recipe.data.dataset, recipe.data.fraction, recipe.data.num_patches) for recipe in recipes] == [("custom", -1, 2), ("custom", -1, 5)]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 194.6, 195, 196, 390, 391, 1000, 12345])

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from emp_plugin import main_transfer
+from emp_plugin.comparison.report import transfer_table
 from emp_plugin.data import ImageData
 from emp_plugin.runs.callbacks import CONFIG_KEY
 from emp_plugin.runs.probing import fresh_method
@@ -75,6 +76,17 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(data, checkpoint, tm
     assert tables[1].startswith("CIFAR-10\n") and tables[2].startswith("CIFAR-100\n")
     (line,) = [line for line in tables[2].splitlines() if line.startswith("| emp-cifar10 | CIFAR-10 | 5 | embedding |")]
     assert line.endswith(f"| {cell:.2f} |") and "| raw pixels |  |  | pixels |" in tables[1]
+
+
+def test_checkpoints_of_the_same_name_are_told_apart():
+    """As those of EMP-SSL with 20 and with 200 patches in the paper's tables 5 and 6."""
+    row = {"name": "emp-cifar10", "trained_on": "cifar10", "seed": 0, "dataset": "cifar100", "model": "emp", "features": "backbone", "view": "whole",
+           "probe": "knn", "labels": 1.0}
+    rows = [row | {"checkpoint": "a/last.ckpt", "top1": 1.0}, row | {"checkpoint": "b/last.ckpt", "top1": 2.0},
+            row | {"checkpoint": "c/last.ckpt", "seed": 1, "top1": 3.0}]
+    lines = transfer_table(pd.DataFrame(rows)).splitlines()
+    assert lines[-3:] == ["| emp-cifar10, a/last.ckpt | CIFAR-10 | 0 | backbone | 1.00 |", "| emp-cifar10, b/last.ckpt | CIFAR-10 | 0 | backbone | 2.00 |",
+                          "| emp-cifar10 | CIFAR-10 | 1 | backbone | 3.00 |"]
 
 
 def test_mistakes_are_named_before_anything_is_probed(data, checkpoint, tmp_path, capsys):

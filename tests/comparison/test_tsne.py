@@ -28,16 +28,16 @@ def checkpoints(tmp_path_factory):
 
 
 def test_a_panel_for_each_checkpoint_of_the_same_images(checkpoints, digits, tmp_path, capsys):
-    out = tmp_path / "new" / "it"
+    out = tmp_path / "new" / "it-0.5"
     assert main_tsne.main([*checkpoints, checkpoints[0], "--features", "projection", "--images", "40", "--classes", "4", "--out", str(out)]) == 0
-    assert "it.png" in capsys.readouterr().out
-    rows = pd.read_csv(tmp_path / "new" / "it.csv")
+    assert "it-0.5.png" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "new" / "it-0.5.csv")
     emp, simclr, again = (rows[rows.panel == panel].reset_index() for panel in rows.panel.unique())
     assert emp.panel[0] == "EMP-SSL: emp-digits, epoch 1, step 1, seed 5" and simclr.panel[0].startswith("SimCLR")
     assert emp.image.tolist() == simclr.image.tolist() and emp["class"].tolist() == digits[1].targets[emp.image.tolist()].tolist()
     assert emp["class"].value_counts().to_dict() == pytest.approx(dict.fromkeys(range(4), 10), abs=1)
     assert emp[["x", "y"]].equals(again[["x", "y"]]) and not emp[["x", "y"]].equals(simclr[["x", "y"]])
-    drawn = Image.open(tmp_path / "new" / "it.png")
+    drawn = Image.open(tmp_path / "new" / "it-0.5.png")
     tsne.draw_tsne(rows, "t-SNE of 40 test images of digits: projection", tmp_path / "again.png")
     assert Image.open(tmp_path / "again.png").tobytes() == drawn.tobytes()
     assert min(drawn.size) > 500
@@ -53,6 +53,21 @@ def test_features_are_those_of_the_method(checkpoints, digits):
         out = tsne.WithProjection(simclr).features(x)
         torch.testing.assert_close(out["projection"], simclr.projector(backbone_of(simclr)(x)))
     assert out["embedding"] is out["backbone"]
+    del simclr.projector  # as DINO, which has a head
+    assert set(tsne.WithProjection(simclr).features(x)) == {"backbone", "embedding"}
+
+
+def test_a_method_without_a_projector(checkpoints, tmp_path, capsys, monkeypatch):
+    def load_method(path):
+        method, *rest = original(path)
+        del method.projector
+        return method, *rest
+
+    original = tsne.load_method
+    monkeypatch.setattr(tsne, "load_method", load_method)
+    arguments = [checkpoints[1], "--images", "20", "--classes", "2", "--out", str(tmp_path / "x")]
+    assert main_tsne.main([*arguments, "--features", "projection"]) == 1
+    assert "simclr has no projector; choose --features backbone" in capsys.readouterr().err and main_tsne.main(arguments) == 0
 
 
 def test_groups_stay_groups_and_the_same_twice():

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from emp_plugin.data.files import ImageFiles, list_flat, list_folder, list_tiny_imagenet, read_image
+from emp_plugin.data.datasets import count_classes
+from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet, read_image
 from emp_plugin.errors import UserError
 
 
@@ -68,6 +69,29 @@ def test_folders_are_classes(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no images"):
         list_folder(tmp_path, 8)
+
+
+def test_hidden_files_and_folders_are_none_of_the_images_and_links_are(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    picture(elsewhere / "2.png"), picture(root / "ant" / "1.png")
+    (root / "ant" / "._1.png").write_bytes(b"left by macOS")
+    picture(root / "ant" / ".thumbnails" / "1.png"), picture(root / ".thumbnails" / "1.png")
+    (root / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
+    files = list_folder(root, 8)
+    assert files.classes == ["ant"] and len(files) == 2 and len(image_paths(root / "ant", below=False)) == 1 and count_classes("custom", str(root)) == 1
+
+
+def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
+    path = tmp_path / "a.avif"
+    try:
+        Image.new("RGB", (40, 30), "red").save(path)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow has no AVIF")
+    content = path.read_bytes()
+    header = content.index(b"mdat") + 4
+    path.write_bytes(content[:header] + bytes(len(content) - header))  # RuntimeError
+    with pytest.raises(UserError, match="a.avif: not a readable image"):
+        read_image(path, 8)
 
 
 def test_a_flat_folder_is_one_class(tmp_path):

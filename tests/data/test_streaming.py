@@ -68,6 +68,15 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
     assert "a data worker died after step" in message and f"reading {folders}/train/bee/005.jpg (" in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_in_one_line(tmp_path, capsys, workers):
+    write(tmp_path / "flat", 9)
+    (tmp_path / "flat" / "004.jpg").write_bytes(b"no image")
+    assert pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}", f"data.num_workers={workers}") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "Traceback" in line]
+    assert line.startswith(f"error: {tmp_path}/flat/004.jpg: not a readable image")
+
+
 def test_pixels_of_large_images_are_averaged_down(folders):
     train, _ = load_dataset("custom", str(folders / "train"), val_path=str(folders / "val"), image_size=64)
     pixels = pixel_features(train, PatchRecipe(2, 16, 32)).features["pixels"]
@@ -139,6 +148,7 @@ def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):
     ("custom", {"train_path": "images/train"}, "data.val_path"),
     ("custom", {"train_path": "images/train", "val_path": "images"}, "different class folders"),
     ("custom", {"train_path": "images/train/ant", "holdout": 0.1}, "without labels"),
+    ("custom", {"train_path": "images", "holdout": 0.1}, "holds train and val, no class folders: set data.train_path=.*/train"),
     ("custom", {"train_path": "nothing"}, "is not a folder"),
     ("custom", {"train_path": None}, "data.train_path is not set"),
 ])

@@ -187,6 +187,61 @@ def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
         torch.testing.assert_close(gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale))
 
 
+def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
+    """Two batches before one step, their losses scaled as for float16: once unscaled, the gradients are those of the kept graphs; one that overflows is seen."""
+    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    state = copy.deepcopy(model.state_dict())
+    batches, targets = torch.randn(2, 5, 8, 3, 16, 16), torch.full((8,), -1)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer, scaler = torch.optim.SGD(weights, lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for patches in batches:
+        scaler.scale(model.training_step([torch.arange(8), patches, targets], 0) / 2).backward()
+    scaler.unscale_(optimizer)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    model.load_state_dict(state)
+    for patches in batches:
+        (emp_ssl_loss(grouped_reference(model, patches, 2)).loss / 2).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(scale))
+
+    before, scaler = copy.deepcopy(weights), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    scaler.scale(model.training_step([torch.arange(8), batches[0], targets], 0)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(weights, before)) and scaler.get_scale() == 2.0**126
+
+
+class Watched(torch.autograd.Function):
+    """Notes whether autocast is on, in the forward and in the backward pass."""
+
+    on = []
+
+    @staticmethod
+    def forward(ctx, x):
+        Watched.on.append(torch.is_autocast_enabled("cpu"))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        Watched.on.append(torch.is_autocast_enabled("cpu"))
+        return upstream
+
+
+def test_chunks_are_passed_under_autocast_but_not_their_gradients(method):
+    """As without chunks, and as torch wants it."""
+    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    model.embedder.register_forward_hook(lambda module, inputs, out: Watched.apply(out))
+    Watched.on.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.training_step([torch.arange(4), torch.randn(4, 4, 3, 16, 16), torch.full((4,), -1)], 0)
+    loss.backward()
+    assert Watched.on == [True, True, True, False, True, False]  # two chunks without a graph, then each with its gradients
+
+
 def test_chunks_need_not_keep_the_activations(method):
     """Between forward and backward nothing of a chunk's size is kept but its patches and projections."""
     kept = []

@@ -1,5 +1,6 @@
 """The whole job through the command line, made tiny: a few steps on digits."""
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,41 @@ def test_the_online_classifier_s_row_is_the_validation_s(config, digits, tmp_pat
     (validated,) = trainer.validate(model, datamodule=PretrainData(train, test, views, 16, 0, 0, stacked=False, on_device=True), verbose=False)
     assert (row["model"], row["features"], row["view"], row["labels"]) == (method, "backbone", "whole", 1) and 25 < row["top1"] < row["top5"]
     assert (row["top1"], row["top5"]) == (pytest.approx(validated["val_acc1"], abs=0.006), pytest.approx(validated["val_acc5"], abs=0.006))
+
+
+def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypatch, capsys):
+    cfg = config("digits/emp", "precision=32", "method_kwargs.embedding_dim=16", "evaluation.probes=[knn]", "evaluation.bag_patches=2")
+    data, out, module = (digits[0].subset(range(40)), digits[1].subset(range(20))), tmp_path / "evaluation.csv", import_module("emp_plugin.evaluation.evaluate")
+    model, extract, taken = fresh_method(cfg), module.extract_features, []
+
+    def extract_until(end):
+        def extract_or_stop(*arguments):
+            if len(taken) == end:
+                raise KeyboardInterrupt
+            taken.append(arguments[8])
+            return extract(*arguments)
+        monkeypatch.setattr(module, "extract_features", extract_or_stop)
+        taken.clear()
+        return evaluate_run(cfg, cfg.evaluation, model, *data, torch.device("cpu"), out)
+
+    whole = extract_until(None)
+    assert len(taken) == 8 and [path.name for path in tmp_path.iterdir()] == ["evaluation.csv"]
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        extract_until(5)  # within the bag of the trained network
+    assert not out.exists()
+    continued = extract_until(None)  # and the last one that was complete, of which this is not sure
+    assert taken == [f"{model}, {view}, {split}" for model, view in (("untrained", "whole"), ("emp", "bag"), ("untrained", "bag")) for split in ("train", "test")]
+    assert "continued after raw pixels, whole; emp, whole" in capsys.readouterr().out
+    drop = [[{key: value for key, value in row.items() if key != "seconds"} for row in rows] for rows in (whole, continued)]
+    assert drop[0] == drop[1] and pd.read_csv(out).drop(columns="seconds").to_dict("records") == drop[0]
+
+    for change in (lambda: torch.nn.init.zeros_(model.embedder[0].weight), lambda: data[0].images.bitwise_not_()):
+        with pytest.raises(KeyboardInterrupt):
+            extract_until(5)
+        change()
+        extract_until(None)  # other weights or images: from the beginning
+        assert len(taken) == 8 and [path.name for path in tmp_path.iterdir()] == ["evaluation.csv"]
 
 
 def test_schedule_reaches_zero_over_the_run_s_steps(finished):

@@ -93,6 +93,29 @@ def test_unpatched_uses_raw_gradients(tools, unpatched):
     assert same(model, plain)  # neither LARS nor weight decay
 
 
+@of_the_wheel
+@pytest.mark.parametrize("clip", [False, True])
+def test_rates_are_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip):
+    """Of large and small gradients, of weights or gradients that are zero, and at a learning rate of zero; a value that Python asks for shows in a profile."""
+    weights = [torch.randn(30, 20), torch.randn(30, 20), torch.zeros(4, 4), torch.randn(4, 4), torch.randn(5, 5)]
+    gradients = [torch.randn(30, 20), 1e-4 * torch.randn(30, 20), torch.randn(4, 4), torch.zeros(4, 4), torch.full((5, 5), torch.nan)]
+    for lr in (0.3, 0.0):
+        scaled, events = [], []
+        for lars in (patched, unpatched.lars):
+            params = [nn.Parameter(weight.clone()) for weight in weights]
+            for p, gradient in zip(params, gradients):
+                p.grad = gradient.clone()
+            optimizer = make_lars(lars, params, lr=lr, clip=clip)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                for p in params:
+                    optimizer.update_p(p, {"lr": lr}, DECAY)
+            scaled.append([p.grad for p in params])
+            events.append({event.name for event in profile.events()})
+        assert all(torch.equal(a, b) or a.isnan().all() and b.isnan().all() for a, b in zip(*scaled))
+        assert not torch.equal(scaled[0][0], gradients[0]) and torch.equal(scaled[0][2], gradients[2]) and torch.equal(scaled[0][3], gradients[3])
+        assert ["aten::_local_scalar_dense" in names for names in events] == [False, True]
+
+
 def test_step_returns_the_closures_loss_and_restores_weight_decay():
     p = nn.Parameter(torch.ones(2, 2))
     optimizer = make_lars(patched, [p])
