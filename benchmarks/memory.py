@@ -44,7 +44,7 @@ def main() -> None:
         if not chunk:
             unchunked[patches] = times
         name = f"{patches} patches of 32x32, batch {batch}, patch_chunk {chunk or 'off'}"
-        cases[name] = case(times, unchunked.get(patches)) | {"peak_mb": measured["peak_mb"]}
+        cases[name] = case(times, unchunked.get(patches)) | {"peak_mb": measured["peak_mb"], "trials": len(times)}
         print(name, cases[name], flush=True)
     report("memory-bounded step", cases, args)
 
