@@ -264,7 +264,7 @@ def _curves(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFr
 
 
 def transfer_table(rows: pd.DataFrame) -> str:
-    """One table per dataset that was probed and part of its labels: a line per checkpoint and features, with what it was trained on.
+    """One table per dataset that was probed, as far as it was: a line per checkpoint and features, with what it was trained on.
 
     Args:
         rows: of :func:`emp_plugin.comparison.transfer.transfer`.
@@ -272,7 +272,7 @@ def transfer_table(rows: pd.DataFrame) -> str:
     twins = rows.groupby(["name", "trained_on", "seed"]).checkpoint.transform("nunique") > 1  # runs of other settings, or steps of one
     rows = rows.assign(name=rows["name"].mask(twins, rows["name"] + ", " + rows.checkpoint))
     lines = ["# Features probed on the dataset they were trained on, and on the other", "", "Top-1 accuracy in percent."]
-    for (dataset, labels), part in rows.groupby(["dataset", "labels"], sort=False):
+    for (_, labels, _, _), part in rows.groupby(["dataset", "labels", "holdout", "fraction"], sort=False):
         cells = _cells(part)
         table = [["model", "trained on", "seed", "features", *(f"{PROBES[probe]}, {view}" for probe, view in cells)]]
         for (_, model, features), of_model in part.groupby(["checkpoint", "model", "features"], sort=False):
@@ -280,7 +280,7 @@ def transfer_table(rows: pd.DataFrame) -> str:
             about = [model, "", ""] if model in REFERENCE_STYLES else [run["name"], NAMES.get(run.trained_on, run.trained_on), str(run.seed)]
             top1 = of_model.set_index(["probe", "view"]).top1
             table.append([*about, features, *(f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells)])
-        lines += ["", f"## {NAMES[dataset]}{_labels(labels)}", "", *_filled(table, texts=4)]
+        lines += ["", f"## {_title(part)}{_labels(labels)}", "", *_filled(table, texts=4)]
     return "\n".join(lines) + "\n"
 
 

@@ -90,9 +90,8 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     """
     path = Path(probe.pretrained_feature_extractor).expanduser()
     method, cfg, _ = load_method(path)
-    dataset = probe.data.dataset or cfg.data.dataset
-    given = {key: value for key, value in probe.data.items() if value is not None}
-    data = OmegaConf.merge(cfg.data, evaluation_of(given), given)  # what is not given is the checkpoint's, its hold-out included
+    data = probed_data(cfg, probe)
+    dataset = data.dataset
     train, test = load_data(data)
     if test is None:
         raise UserError(f"{data.train_path} holds images without labels: there is nothing to probe")
@@ -113,12 +112,15 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluation_of(given: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's data was evaluated on, taken out where a probe is ``given`` other data: a val_path goes with its train_path, and a hold-out
-    without one."""
+def probed_data(cfg: DictConfig, probe: DictConfig) -> DictConfig:
+    """The data settings that a checkpoint of a run ``cfg`` is probed with. What is not given is the run's, its hold-out included; but a val_path goes with
+    its train_path, and a hold-out without one."""
+    given = {key: value for key, value in probe.data.items() if value is not None}
     if "val_path" in given:
-        return {"holdout": 0.0}
-    return {"val_path": None} if "train_path" in given else {}
+        dropped = {"holdout": 0.0}
+    else:
+        dropped = {"val_path": None} if "train_path" in given else {}
+    return OmegaConf.merge(cfg.data, dropped, given)
 
 
 def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData | ImageFiles,

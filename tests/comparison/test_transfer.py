@@ -1,4 +1,5 @@
 """Checkpoints of one CIFAR on both; the networks are untrained and the images few."""
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -78,13 +79,42 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(data, checkpoint, tm
     assert line.endswith(f"| {cell:.2f} |") and "| raw pixels |  |  | pixels |" in tables[1]
 
 
+def test_what_was_probed_is_not_probed_again(data, checkpoint, tmp_path, monkeypatch):
+    first, second = (checkpoint("cifar/emp", "precision=32", "method_kwargs.embedding_dim=16", f"name={name}")[0] for name in "ab")
+    out, probed, module = tmp_path / "out", [], import_module("emp_plugin.comparison.transfer")
+    original = module.probe_checkpoint
+
+    def probe(settings):
+        if len(probed) == 3:
+            raise KeyboardInterrupt
+        probed.append((Path(settings.pretrained_feature_extractor), settings.data.dataset))
+        return original(settings)
+
+    monkeypatch.setattr(module, "probe_checkpoint", probe)
+    assert run(out, first, second)  # interrupted
+    assert probed.pop(0) == (first, "cifar10") and run(out, first, second) == 0
+    assert probed == [(first, "cifar100"), (second, "cifar10"), (second, "cifar100")]
+    rows, lines = pd.read_csv(out / "transfer.csv"), (out / "transfer.md").read_text().splitlines()
+    assert len(rows) == len(rows.drop_duplicates(["checkpoint", "dataset", "model", "features", "view", "probe"])) and sum("| b |" in line for line in lines) == 4
+
+    probed.clear()
+    assert run(out, second) == 0 and [name for _, name in probed] == ["cifar10", "cifar100"]  # now it is the first: references are missing
+    assert not any("| a |" in line for line in (out / "transfer.md").read_text().splitlines())
+    probed.clear()
+    os.utime(second, (0, 0))  # written again
+    assert run(out, second) == 0 and len(probed) == 2
+    probed.clear()
+    assert run(out, second, "evaluation.linear.lr=0.1") == 0 and len(probed) == 2
+
+
 def test_checkpoints_of_the_same_name_are_told_apart():
     """As those of EMP-SSL with 20 and with 200 patches in the paper's tables 5 and 6."""
     row = {"name": "emp-cifar10", "trained_on": "cifar10", "seed": 0, "dataset": "cifar100", "model": "emp", "features": "backbone", "view": "whole",
-           "probe": "knn", "labels": 1.0}
+           "probe": "knn", "labels": 1.0, "holdout": 0.0, "fraction": 0.2}
     rows = [row | {"checkpoint": "a/last.ckpt", "top1": 1.0}, row | {"checkpoint": "b/last.ckpt", "top1": 2.0},
             row | {"checkpoint": "c/last.ckpt", "seed": 1, "top1": 3.0}]
     lines = transfer_table(pd.DataFrame(rows)).splitlines()
+    assert lines[4] == "## CIFAR-100, 20 % of the training images"
     assert lines[-3:] == ["| emp-cifar10, a/last.ckpt | CIFAR-10 | 0 | backbone | 1.00 |", "| emp-cifar10, b/last.ckpt | CIFAR-10 | 0 | backbone | 2.00 |",
                           "| emp-cifar10 | CIFAR-10 | 1 | backbone | 3.00 |"]
 
