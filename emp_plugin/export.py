@@ -19,6 +19,7 @@ from emp_plugin.runs.probing import epochs_of, load_method
 from emp_plugin.solo_learn import backbone_of, build_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
+PATHS = {"data": ("train_path", "val_path"), "checkpoint": ("dir",)}  # of the machine it was trained on: no business of others
 
 
 class Backbone(nn.Module):
@@ -26,7 +27,7 @@ class Backbone(nn.Module):
 
     Attributes:
         network: the backbone itself, for normalised images.
-        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch recipe, versions, and the run's configuration.
+        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch recipe, versions, and the run's configuration without its paths.
     """
 
     def __init__(self, network: nn.Module, settings: dict[str, Any]):
@@ -52,10 +53,13 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
         UserError: for a checkpoint that cannot be read, or a file that cannot be written.
     """
     method, cfg, contents = load_method(checkpoint)
-    recipe = asdict(recipes(cfg)[0])
+    recipe, config = asdict(recipes(cfg)[0]), OmegaConf.to_container(cfg)
+    config["resume_from_checkpoint"] = None
+    for part, names in PATHS.items():
+        config[part] = {key: value for key, value in config[part].items() if key not in names}
     settings = {"architecture": cfg.backbone.name, "stem_padding": cfg.backbone.stem_padding, "mean": recipe["mean"], "std": recipe["std"],
                 "recipe": recipe, "method": cfg.method, "dataset": cfg.data.dataset, "epochs": epochs_of(contents), "steps": contents["global_step"],
-                "versions": versions(), "config": OmegaConf.to_container(cfg)}
+                "versions": versions(), "config": config}
     weights = {name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()}
     out = Path(out).expanduser()
     temporary = out.with_name(out.name + ".tmp")
