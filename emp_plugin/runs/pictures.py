@@ -12,12 +12,12 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen firs
 from emp_plugin.transforms import PatchRecipe  # noqa: E402
 
 CURVES = {  # panel -> columns of metrics.csv, and what they are called in the legend
-    "loss": {"train_loss": "training"},
     "coding rate (nats)": {"train_coding_rate": "training"},
     "invariance (cosine)": {"train_invariance": "training"},
     "effective rank": {"train_effective_rank": "training"},
-    "online top-1 accuracy (%)": {"train_acc1": "training batches, bag of patches", "val_acc1": "evaluation set, whole images"},
+    "online top-1 accuracy (%)": {"train_acc1": "training batches, from their views", "val_acc1": "evaluation set, whole images"},
 }
+CLASSIFIER = ("train_class_loss", "val_loss")  # losses of the online classifier
 
 
 def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path, most: int = 40) -> None:
@@ -44,9 +44,11 @@ def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path
 
 
 def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
-    """Draw the curves of ``metrics.csv`` against optimiser steps; quantities that a method does not log are left out."""
+    """Draw the curves of ``metrics.csv`` against optimiser steps: the objective, under the name that the method logs it, and what it logs of CURVES."""
+    metrics = metrics.rename(columns=lambda name: name.removesuffix("_step"))
+    objective = {name: name.removeprefix("train_") for name in metrics if name.endswith(("_loss", "_cos_sim")) and name not in CLASSIFIER}
     panels = {title: {column: label for column, label in columns.items() if column in metrics and metrics[column].notna().any()}
-              for title, columns in CURVES.items()}
+              for title, columns in ({"loss": objective} | CURVES).items()}
     panels = {title: columns for title, columns in panels.items() if columns}
     if not panels:
         return

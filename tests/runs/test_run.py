@@ -13,6 +13,7 @@ from emp_plugin.configuration import read_config, recipes
 from emp_plugin.data import PretrainData
 from emp_plugin.evaluation import extract_features
 from emp_plugin.evaluation.probes import train_classifier
+from emp_plugin.runs import pictures
 from emp_plugin.runs.callbacks import CONFIG_KEY, Checkpoints
 from emp_plugin.runs.probing import evaluate_run, fresh_method
 from emp_plugin.runs.training import batch_norm_group
@@ -68,6 +69,15 @@ def test_what_a_run_leaves(finished):
     for name in ("patches.png", "curves.png"):
         with Image.open(finished / name) as picture:
             assert min(picture.size) > 50
+
+
+@pytest.mark.parametrize("column", ["train_loss", "ressl_loss_step", "train_neg_cos_sim_step"])
+def test_the_objective_is_drawn_under_any_name(tmp_path, monkeypatch, column):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    pictures.draw_curves(pd.DataFrame({"step": [0, 1], column: [2.0, 1.0], "train_class_loss_step": [4.0, 3.0], "val_loss": [None, 2.0], f"{column.removesuffix('_step')}_epoch": [None, 1.5]}), tmp_path)
+    (axis,) = drawn[0].axes
+    assert axis.get_ylabel() == "loss" and [line.get_ydata().tolist() for line in axis.lines] == [[2.0, 1.0]]
 
 
 @pytest.mark.parametrize("method", ["emp", "byol"])
@@ -173,6 +183,8 @@ def test_a_baseline_takes_the_same_road(tmp_path):
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     online, momentum = (state[f"{name}.conv1.weight"] for name in ("backbone", "momentum_backbone"))
     assert not torch.equal(online, momentum)
+    with Image.open(run / "curves.png") as picture:  # two panels: its loss, under its own name, and the online accuracy
+        assert picture.width > 1.5 * picture.height
 
 
 def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(finished, tmp_path, monkeypatch, capsys):
