@@ -1,6 +1,7 @@
 """Weights that leave the project: a backbone as safetensors, with what is needed to rebuild and feed it."""
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
         save_file(weights, temporary, metadata={KEY: json.dumps(settings), "format": "pt"})
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {out}: {error}") from error
     return out
 

@@ -22,7 +22,7 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
     """Probe every checkpoint on both CIFARs, as ``main_linear`` and ``main_knn`` do, and write ``transfer.csv`` and ``transfer.md`` after each.
 
     Images are normalised, and patches cut, as the checkpoint was trained. Raw pixels and the untrained network come with the first checkpoint. Called
-    again with the same settings, it probes what has not been or was written since.
+    again with the same settings, it probes what has not been or was written since; checkpoints that are not named any more leave the table.
 
     Args:
         checkpoints: paths.
@@ -44,11 +44,15 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
             about = {"name": run.name, "method": run.method, "seed": run.seed, "trained_on": run.data.dataset, "dataset": dataset, "checkpoint": path,
                      "modified": int(Path(path).expanduser().stat().st_mtime), "holdout": data.holdout, "fraction": data.fraction}
             jobs.append((probe, about))
-    given = [PROBES, *overrides]
-    before = _rows_before(results, given)
+    settings = OmegaConf.to_container(jobs[0][0])  # as resolved on this machine
+    del settings["pretrained_feature_extractor"], settings["data"]["dataset"]
+    before = _rows_before(results, settings)
     parts = [_done(before, about, probe.evaluation.references) for probe, about in jobs]
     results.mkdir(parents=True, exist_ok=True)
-    write_text(results / SETTINGS, OmegaConf.to_yaml({"command": " ".join(sys.argv), "recipe overrides": given}))
+    if not before:
+        for name in ("transfer.csv", "transfer.md"):  # of other settings
+            (results / name).unlink(missing_ok=True)
+    write_text(results / SETTINGS, OmegaConf.to_yaml({"command": " ".join(sys.argv), "probe": settings}))
     write_text(results / "versions.json", json.dumps(versions(), indent=2) + "\n")
     for number, (probe, about) in enumerate(jobs):
         print(f"\n[{number + 1}/{len(jobs)}] {about['checkpoint']} on {about['dataset']}{': done' if parts[number] else ''}", flush=True)
@@ -59,9 +63,9 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
     print(f"results: {results}")
 
 
-def _rows_before(results: Path, given: list[str]) -> list[dict[str, Any]]:
+def _rows_before(results: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an earlier call with the same settings."""
-    if not (results / SETTINGS).exists() or not (results / "transfer.csv").exists() or OmegaConf.load(results / SETTINGS)["recipe overrides"] != given:
+    if not (results / SETTINGS).exists() or not (results / "transfer.csv").exists() or OmegaConf.load(results / SETTINGS).get("probe") != settings:
         return []
     return pd.read_csv(results / "transfer.csv").to_dict("records")
 

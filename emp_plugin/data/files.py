@@ -150,10 +150,14 @@ def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:
-    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted. Linked folders are followed; what is hidden, such as macOS's
-    ``._a.jpg``, is left out."""
-    known, paths = Image.registered_extensions(), []
+    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted. Linked folders are followed, each folder once; what is hidden,
+    such as macOS's ``._a.jpg``, is left out."""
+    known, paths, seen = Image.registered_extensions(), [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above itself
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if below and not name.startswith(".")]
         paths += [os.fsencode(os.path.join(parent, name)) for name in names
                   if os.path.splitext(name)[1].lower() in known and not name.startswith(".")]

@@ -17,7 +17,6 @@ CURVES = {  # panel -> columns of metrics.csv, and what they are called in the l
     "effective rank": {"train_effective_rank": "training"},
     "online top-1 accuracy (%)": {"train_acc1": "training batches, from their views", "val_acc1": "evaluation set, whole images"},
 }
-CLASSIFIER = ("train_class_loss", "val_loss")  # losses of the online classifier
 
 
 def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path, most: int = 40) -> None:
@@ -44,9 +43,9 @@ def draw_patches(image: Tensor, patches: Tensor, recipe: PatchRecipe, path: Path
 
 
 def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
-    """Draw the curves of ``metrics.csv`` against optimiser steps: the objective, under the name that the method logs it, and what it logs of CURVES."""
+    """Draw the curves of ``metrics.csv`` against optimiser steps: the objective, which every method logs under a name of its own, and what it logs of CURVES."""
     metrics = metrics.rename(columns=lambda name: name.removesuffix("_step"))
-    objective = {name: name.removeprefix("train_") for name in metrics if name.endswith(("_loss", "_cos_sim")) and name not in CLASSIFIER}
+    objective = {name: name.removeprefix("train_") for name in metrics if name.endswith(("_loss", "_cos_sim")) and not name.startswith("val_") and "class_loss" not in name}
     panels = {title: {column: label for column, label in columns.items() if column in metrics and metrics[column].notna().any()}
               for title, columns in ({"loss": objective} | CURVES).items()}
     panels = {title: columns for title, columns in panels.items() if columns}

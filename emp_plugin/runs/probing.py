@@ -131,7 +131,7 @@ def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModul
     and settings are the same. ``same_labels`` says that the method was trained on these classes, so that its online classifier can be scored.
     """
     bf16 = "bf16" in str(cfg.get("precision", "32"))
-    part = out.with_name(f"{out.name}.{_fingerprint(model, train, test, settings, bf16)[:12]}.part")
+    part = out.with_name(f"{out.name}.{_fingerprint(model, train, test, settings, bf16, same_labels)[:12]}.part")
     for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:
         other.unlink()
     rows = _complete_rows(part)
@@ -148,9 +148,9 @@ def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModul
     return rows
 
 
-def _fingerprint(model: pl.LightningModule, train: ImageData | ImageFiles, test: ImageData | ImageFiles, settings: DictConfig, bf16: bool) -> str:
+def _fingerprint(model: pl.LightningModule, train: ImageData | ImageFiles, test: ImageData | ImageFiles, settings: DictConfig, *others: bool) -> str:
     """Of what the rows of an evaluation depend on; one image stands for all of its set."""
-    about = OmegaConf.to_container(settings), bf16, train.classes
+    about = OmegaConf.to_container(settings), others, train.classes
     digest = hashlib.sha256(repr(about).encode())
     first = torch.tensor([0])
     for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, train.fetch(first), test.fetch(first)):

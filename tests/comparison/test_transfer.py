@@ -104,6 +104,9 @@ def test_what_was_probed_is_not_probed_again(data, checkpoint, tmp_path, monkeyp
     os.utime(second, (0, 0))  # written again
     assert run(out, second) == 0 and len(probed) == 2
     probed.clear()
+    probed += 3 * [None]
+    assert run(out, second, "evaluation.linear.lr=0.1")  # interrupted before any row of the new settings
+    probed.clear()
     assert run(out, second, "evaluation.linear.lr=0.1") == 0 and len(probed) == 2
 
 

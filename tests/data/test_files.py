@@ -77,6 +77,7 @@ def test_hidden_files_and_folders_are_none_of_the_images_and_links_are(tmp_path)
     (root / "ant" / "._1.png").write_bytes(b"left by macOS")
     picture(root / "ant" / ".thumbnails" / "1.png"), picture(root / ".thumbnails" / "1.png")
     (root / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
+    (root / "ant" / "more" / "up").symlink_to(root / "ant", target_is_directory=True)  # a circle
     files = list_folder(root, 8)
     assert files.classes == ["ant"] and len(files) == 2 and len(image_paths(root / "ant", below=False)) == 1 and count_classes("custom", str(root)) == 1
 
