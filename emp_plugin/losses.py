@@ -69,7 +69,7 @@ class _HalfLogDet(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
         z, factor = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            # (L L^T)^-1 from L^-1; torch.cholesky_inverse, 2 ms of 13 faster here (n 200, b 100, 2 cores), makes the host wait for a GPU's error code
+            # (L L^T)^-1 from L^-1; torch.cholesky_inverse is a little faster on a CPU (benchmarks/README.md), but makes the host wait for a GPU's error code
             root = torch.linalg.solve_triangular(factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device), upper=False)
             inverse = (root.mT @ root).mul_((upstream * ctx.scale)[..., None, None])
             return (inverse @ z if z.shape[-2] <= z.shape[-1] else z @ inverse), None

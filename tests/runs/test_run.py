@@ -75,7 +75,9 @@ def test_what_a_run_leaves(finished):
 def test_the_objective_is_drawn_under_any_name(tmp_path, monkeypatch, column):
     drawn = []
     monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
-    pictures.draw_curves(pd.DataFrame({"step": [0, 1], column: [2.0, 1.0], "train_class_loss_step": [4.0, 3.0], "train_momentum_class_loss_step": [4.0, 3.0], "val_loss": [None, 2.0], f"{column.removesuffix('_step')}_epoch": [None, 1.5]}), tmp_path)
+    others = {"train_class_loss_step": [4.0, 3.0], "train_momentum_class_loss_step": [4.0, 3.0], "val_loss": [None, 2.0],
+              f"{column.removesuffix('_step')}_epoch": [None, 1.5]}
+    pictures.draw_curves(pd.DataFrame({"step": [0, 1], column: [2.0, 1.0], **others}), tmp_path)
     (axis,) = drawn[0].axes
     assert axis.get_ylabel() == "loss" and [line.get_ydata().tolist() for line in axis.lines] == [[2.0, 1.0]]
 
