@@ -20,7 +20,7 @@ def main() -> None:
         [recipe] = recipes(cfg)
         method = fresh_method(cfg).to(DEVICE).eval()
         side = recipe.output_size
-        at_once = FORWARD_PIXELS // side**2
+        at_once = FORWARD_PIXELS[DEVICE.type] // side**2
         patches = torch.randn(at_once, side, side, 3, device=DEVICE).movedim(-1, 1)
 
         def bare() -> None:

@@ -9,12 +9,13 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from emp_plugin.data import ImageData, ImageFiles, generator, in_order, normalise
+from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.transforms import BatchMultiPatch, PatchRecipe
 
 BAG = 2  # random stream of the evaluation's patches; 0 and 1 are training's
 IMAGES_PER_DRAW = 100  # patches are drawn for this many images at a time, whatever fits the memory, so that they never depend on it
-FORWARD_PIXELS = 2000 * 32 * 32  # of the images or patches in one forward pass
+FORWARD_PIXELS = {"cpu": 200 * 32 * 32, "cuda": 2000 * 32 * 32}  # of the images or patches in one forward pass; a CPU's caches hold the activations of few
 PIXEL_FEATURES_SIDE = 32  # larger images are averaged down to this before their pixels are features
 
 
@@ -50,6 +51,7 @@ def extract_features(method: nn.Module, data: ImageData | ImageFiles, recipe: Pa
 
     Raises:
         ValueError: for an unknown view.
+        UserError: for features that are not finite: probes would give them a chance's accuracy.
     """
     if view not in ("whole", "bag"):
         raise ValueError(f"view must be 'whole' or 'bag', got '{view}'")
@@ -57,7 +59,7 @@ def extract_features(method: nn.Module, data: ImageData | ImageFiles, recipe: Pa
     function = feature_function(method)
     patches = BatchMultiPatch.from_recipe((recipe if augmented else recipe.plain()).with_patches(num_patches))
     side = data.fetch(torch.tensor([0])).shape[-1]
-    step = max(1, FORWARD_PIXELS // side**2) if view == "whole" else IMAGES_PER_DRAW
+    step = max(1, FORWARD_PIXELS[device.type] // side**2) if view == "whole" else IMAGES_PER_DRAW
     chunks: list[dict[str, Tensor]] = []
     was_training = method.training
     method.eval()
@@ -73,7 +75,11 @@ def extract_features(method: nn.Module, data: ImageData | ImageFiles, recipe: Pa
                 chunks.append({name: x.cpu() for name, x in out.items()})
     finally:
         method.train(was_training)
-    return Features({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}, data.targets)
+    features = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    if not all(x.isfinite().all() for x in features.values()):
+        raise UserError(f"{description}: there are features that are NaN or infinite, so the weights are broken: the training diverged. "
+                        "Evaluate an earlier checkpoint, or train with a smaller optimizer.lr")
+    return Features(features, data.targets)
 
 
 def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: torch.Generator) -> dict[str, Tensor]:
@@ -81,7 +87,7 @@ def _bag(function: Callable, images: Tensor, patches: BatchMultiPatch, draws: to
     b, n = len(images), patches.recipe.num_patches
     parameters = patches.sample(b, *images.shape[-2:], draws)
     total: dict[str, Tensor] = {}
-    at_once = max(1, FORWARD_PIXELS // patches.recipe.output_size**2 // b)
+    at_once = max(1, FORWARD_PIXELS[images.device.type] // patches.recipe.output_size**2 // b)
     for first in range(0, n, at_once):
         made = patches.make(images, parameters.select(patches=slice(first, first + at_once)))
         for name, x in function(made.flatten(0, 1)).items():

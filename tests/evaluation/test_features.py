@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from emp_plugin.data import normalise
+from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features, pixel_features
+from emp_plugin.evaluation.features import FORWARD_PIXELS
 from emp_plugin.transforms import PatchRecipe
 
 RECIPE = PatchRecipe(num_patches=4, patch_size=16, output_size=16)
@@ -43,7 +47,7 @@ def test_a_bag_depends_on_seed_and_place_alone(digits, monkeypatch):
     test = digits[1].subset(range(150))
     first = extract_features(Mean(), test, RECIPE, "bag", 6)
     torch.rand(10)
-    monkeypatch.setattr("emp_plugin.evaluation.features.FORWARD_PIXELS", 250 * 16 * 16)  # other memory, same patches
+    monkeypatch.setitem(FORWARD_PIXELS, "cpu", 250 * 16 * 16)  # other memory, same patches
     method = Mean()
     again = extract_features(method, test, RECIPE, "bag", 6)
     torch.testing.assert_close(first.features["backbone"], again.features["backbone"])
@@ -57,6 +61,16 @@ def test_plain_and_augmented_bags_differ(digits):
     plain = extract_features(Mean(), test, RECIPE, "bag", 6, augmented=False).features["backbone"]
     augmented = extract_features(Mean(), test, RECIPE, "bag", 6, augmented=True).features["backbone"]
     assert (plain[:, 0] - plain[:, 1]).abs().max() < 1e-6 < (augmented - plain).abs().max()  # digits are grey
+
+
+def test_features_of_broken_weights_are_refused(digits):
+    """Probes of NaN have the accuracy of chance, which could pass for a result."""
+    method = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    method.features = lambda x: {"backbone": method(x)}
+    extract_features(method, digits[1].subset(range(3)), RECIPE)
+    method[1].weight.data[0, 0] = math.nan
+    with pytest.raises(UserError, match="emp, whole, test: .*NaN.*diverged"):
+        extract_features(method, digits[1].subset(range(3)), RECIPE, description="emp, whole, test")
 
 
 def test_pixels_and_unknown_view(digits):
