@@ -14,7 +14,7 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 from emp_plugin.runs.pictures import save_figure  # noqa: E402
 
-COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
+COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "inputs", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
            "train_seconds", "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
@@ -42,11 +42,15 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
     """
     if not results.is_file():
         raise UserError(f"{results} is not there: run the comparison without report_only first")
-    texts = ["setting", "schedule", "paper", "error"]
+    texts = ["setting", "inputs", "schedule", "paper", "error"]
     rows = pd.read_csv(results, dtype=dict.fromkeys(texts, str)).reindex(columns=COLUMNS)
     rows[texts] = rows[texts].fillna("")
     rows["labels"] = rows["labels"].fillna(1.0)  # a failed run, or a CSV from before there were parts of the labels
     rows["label"] = [_label(row.method, row.setting, row.value) for row in rows.itertuples()]
+    measured, references = _split(rows)
+    if references.inputs.nunique() > 1:
+        methods = measured.groupby("inputs").label.agg(lambda labels: ", ".join(labels.unique()))
+        rows.loc[references.index, "label"] += ", for " + references.inputs.map(methods)
     write_text(folder / "table.md", table(rows))
     write_text(folder / "time_to_accuracy.md", time_to_accuracy(rows, thresholds))
     if rows.setting.any():
@@ -66,6 +70,7 @@ def table(rows: pd.DataFrame) -> str:
     for (budget, length, schedule, labels), part in sorted(groups, key=lambda group: (*group[0][:3], -group[0][3])):
         lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}{_labels(labels)}", ""]
         lines += _filled(_table_lines(part, references[references.labels == labels]), texts=2)
+        lines += _not_evaluated(part)
         lines += [f"\n{row.label}, seed {row.seed}: failed: {row.error}" for row in part[part.error != ""].itertuples()]
     return "\n".join(lines + ["", _notes(measured)]) + "\n"
 
@@ -91,16 +96,23 @@ def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple
         cell = rows[(rows.probe == probe) & (rows.view == view)]
         line.append(_mean(cell.top1, 2))
         if probe == "linear":
-            line.append(_paper_figure(cell.iloc[0]) if len(cell) else "")
+            line.append(_paper_figure(cell.iloc[0]) if len(cell) and _papers_cell(cell.iloc[0]) else "")
     seeds = rows.seed.nunique()
     return line + [str(seeds) if seeds > 1 else f"1 (seed {rows.seed.iloc[0]})"]
 
 
+def _not_evaluated(measured: pd.DataFrame) -> list[str]:
+    """What the paper has of these runs, where that was not evaluated: a line for each label."""
+    lines = []
+    for label, of_label in measured[(measured.paper != "") & (measured.labels == 1)].groupby("label", sort=False):
+        row = of_label.iloc[0]
+        if not of_label[of_label.probe == "linear"].apply(_papers_cell, axis=1).any() and (figure := _paper_figure(row)):
+            lines.append(f"\n{label}: the paper has {figure}, of {' and '.join(_papers_features(row))}, not evaluated here.")
+    return lines
+
+
 def _paper_figure(row: pd.Series) -> str:
-    """The paper's figure for the same method, epochs and probe: of EMP-SSL the embedding of a bag of patches, of the others the backbone's features
-    of whole images; the reading of the epochs is the same, or one that the paper does not state."""
-    if not _papers_cell(row):
-        return ""
+    """The paper's figure of the same method, linear probe and epochs, or ""; the reading of the epochs is the same, or one that the paper does not state."""
     same = paper_figures(row.dataset, row.paper)
     same = same[(same.epochs - row.epoch).abs() < 0.01]
     for schedule, mark in ((row.schedule, ""), ("not stated", "\\*")):
@@ -109,9 +121,13 @@ def _paper_figure(row: pd.Series) -> str:
     return ""
 
 
+def _papers_features(row: pd.Series) -> tuple[str, str]:
+    """The features and the view that the paper probes of a method."""
+    return ("embedding", "bag of 128 augmented") if row.paper.startswith("EMP") else ("backbone", "whole")
+
+
 def _papers_cell(row: pd.Series) -> bool:
-    return row.paper != "" and row.labels == 1 and (row.features, row.view != "whole") == (
-        ("embedding", True) if row.paper.startswith("EMP") else ("backbone", False))
+    return row.paper != "" and row.labels == 1 and (row.features, row.view) == _papers_features(row)
 
 
 def paper_figures(dataset: str, name: str) -> pd.DataFrame:
@@ -123,10 +139,10 @@ def paper_figures(dataset: str, name: str) -> pd.DataFrame:
 def _notes(rows: pd.DataFrame) -> str:
     notes = ["Epochs are passes through the training set, of which each image gives all its views (patches); minutes are of training alone, without "
              "evaluation, on the machine of versions.json. Momentum networks' passes are not counted among the patches seen.",
-             "Raw pixels and untrained: the images themselves, and the same backbone with the seed's initial weights; its bag has the patches of the "
-             "first method.",
-             "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the bag of 128 augmented patches. Empty, or without a column, where it "
-             "has no such figure. \\* the paper does not say whether the schedule spanned these epochs."]
+             "Raw pixels and untrained: the images themselves, and the same backbone with the seed's initial weights, normalised and (for bags) cropped as "
+             "the methods they are for have it; for all of them, if none is named.",
+             "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the embedding of a bag of 128 augmented patches. Empty, or without a "
+             "column, where it has no such figure. \\* the paper does not say whether the schedule spanned these epochs."]
     if "online linear" in set(rows.probe):
         notes.append("Online linear: solo-learn's classifier, trained along with the method on its views; linear: trained afterwards.")
     if "snapshot" in set(rows.schedule):
@@ -141,6 +157,7 @@ def _notes(rows: pd.DataFrame) -> str:
 def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     """Minutes of training after which each method is first seen at a threshold: of the evaluated points the one with the shortest training."""
     measured, _ = _split(rows)
+    seeds = measured.groupby("label").seed.nunique()
     measured = measured[(measured.error == "") & (measured.labels == 1) & (measured.probe == "linear")]
     lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
              "Linear probe: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
@@ -156,7 +173,7 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
         for (label, features), of_method in measured[measured.view == view].groupby(["label", "features"], sort=False):
             line = [label, features]
             for threshold in thresholds:
-                line.append(_first_minutes(of_method, threshold))
+                line.append(_first_minutes(of_method, threshold, seeds[label]))
                 if threshold in set(paper.threshold):
                     same = paper[(paper.method == of_method.paper.iloc[0]) & (paper.threshold == threshold)]
                     line.append(f"{same.minutes.iloc[0]}" if len(same) and _papers_cell(of_method.iloc[0]) else "")
@@ -164,9 +181,8 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _first_minutes(rows: pd.DataFrame, threshold: float) -> str:
+def _first_minutes(rows: pd.DataFrame, threshold: float, seeds: int) -> str:
     first = rows[rows.top1 >= threshold].groupby("seed").train_seconds.min() / 60
-    seeds = rows.seed.nunique()
     if not len(first):
         return "not reached"
     return _mean(first, 1) + ("" if len(first) == seeds else f" ({len(first)} of {seeds} seeds)")
@@ -233,9 +249,10 @@ def _finish(figure: plt.Figure, axes: Any, cells: list[tuple[str, str]], measure
     for (probe, view), line in zip(cells, axes):
         same = references[(references.probe == probe) & (references.view == view)]
         for axis in line:
-            for name, reference in same.groupby("method"):
+            for (name, _), reference in same.groupby(["method", "inputs"]):
                 colour, style = REFERENCE_STYLES[name]
-                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
+                label = f"{name}, as each method sees images" if references.inputs.nunique() > 1 else name
+                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=label)
             axis.grid(alpha=0.25)
         line[0].set_ylabel(f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.comparison.plan import Job, global_batch, plan, resolved, split_steps, steps_for_passes, views_per_image
 from emp_plugin.comparison.report import COLUMNS, COURSE, LABELS, paper_figures, write_report
-from emp_plugin.configuration import Evaluation, Probe, check_config, read_config
+from emp_plugin.configuration import Evaluation, Probe, check_config, read_config, recipes
 from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
-from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, versions, write_text
+from emp_plugin.runs.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY, VERSIONS, write_text
 from emp_plugin.runs.probing import probe_checkpoint
 
 RESULTS = "results.csv"
@@ -58,8 +58,9 @@ class Runs:
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
         self.processes = 0  # started
-        for job in self.jobs:
-            self.recipe(job.method, job.override)  # a mistake in the settings is found before anything is trained
+        evaluations = [evaluated(self.recipe(job.method, job.override)) for job in self.jobs]  # a mistake in the settings is found before training
+        first = [self.jobs[evaluations.index(other)] for other in evaluations]
+        self.inputs = {job: " ".join((as_in.method, *as_in.override)) for job, as_in in zip(self.jobs, first)}  # raw pixels and untrained are shared
         for item in (*self.overrides, *(item for job in self.jobs for item in job.override)):
             name = item.lstrip("+").partition("=")[0]
             if name in OURS or name.partition(".")[2] in OURS:  # of one method
@@ -71,18 +72,17 @@ class Runs:
         self.results.mkdir(parents=True, exist_ok=True)
         settings = {"command": " ".join(sys.argv), "comparison": OmegaConf.to_container(self.cfg), "recipe overrides": self.overrides}
         write_text(self.results / "comparison.yaml", OmegaConf.to_yaml(settings))
-        write_text(self.results / "versions.json", json.dumps(versions(), indent=2) + "\n")
         for number, job in enumerate(self.jobs, 1):
             print(f"\n[{number}/{len(self.jobs)}] {job}", flush=True)
-            self.do(job, rows, references=not self.has_references(job.seed, rows), again=False)
-        for seed in self.cfg.seeds:
-            done = [job for job in rows if job.seed == seed and "error" not in rows[job][0]]
-            if done and not self.has_references(seed, rows):  # all runs were there, and those with the references are not among them
-                self.do(done[0], rows, references=True, again=True)
+            self.do(job, rows, references=not self.has_references(job, rows), again=False)
+        for job in self.jobs:
+            if not self.has_references(job, rows) and "error" not in rows[job][-1]:  # the run was there, without its references
+                self.do(job, rows, references=True, again=True)
         self.write(rows)
 
-    def has_references(self, seed: int, rows: dict[Job, list[dict[str, Any]]]) -> bool:
-        return any(row["method"] in REFERENCES and row["seed"] == seed for done in rows.values() for row in done)
+    def has_references(self, job: Job, rows: dict[Job, list[dict[str, Any]]]) -> bool:
+        """Whether there are rows of raw pixels and the untrained network for what this job's evaluation sees."""
+        return any(row["method"] in REFERENCES and row["seed"] == job.seed and row["inputs"] == self.inputs[job] for done in rows.values() for row in done)
 
     def do(self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool) -> None:
         """Bring one job to its end, and the files of the comparison up to date if there was something to do."""
@@ -93,17 +93,26 @@ class Runs:
                 raise RunFailed("there is no evaluation: these images have no labels")
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
-            rows[job] = [self.row(job, error=str(failure))]
+            if not again:
+                rows[job] = [self.row(job, length=point, error=str(failure)) for point in job.points]
         if self.processes > before:
             self.write(rows)
 
     def write(self, rows: dict[Job, list[dict[str, Any]]]) -> None:
         """The CSV of all rows so far, and what is made from it."""
         table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
-        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "seed", "features", "view", "probe", "labels"])
+        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "inputs", "seed", "features", "view", "probe", "labels"])
         twice |= table.schedule.eq(COURSE) & table.duplicated(["run", "schedule", "steps", "features", "view", "probe", "labels"])  # a run of two jobs
         write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
+        write_text(self.results / VERSIONS, json.dumps(self.versions(table), indent=2) + "\n")
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
+
+    def versions(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+        """What the runs of the table were last worked on with: each set of versions and hardware once, with its runs."""
+        runs: dict[str, list[str]] = {}
+        for name in table.run.dropna().unique():
+            runs.setdefault((self.results / name / VERSIONS).read_text(), []).append(name)
+        return [json.loads(text) | {"runs": names} for text, names in runs.items()]
 
     # one job
 
@@ -132,11 +141,19 @@ class Runs:
             folder = self.train(job.method, recipe, (*overrides, f"evaluation.references={references}"), "runs", kept)
         rows = []
         for point in job.points[:-1]:
-            rows += self.rows_of_evaluation(job, point, recipe, folder, self.summary_of(folder / f"epoch={point:g}.ckpt", recipe))
+            rows += self.rows_on_the_way(job, point, recipe, folder / f"epoch={point:g}.ckpt")
         for step in course:
             point = {"schedule": COURSE, "epoch": round(step / self.steps_per_epoch(job), 4)}
-            rows += self.rows_of_evaluation(job, job.length, recipe, folder, self.summary_of(folder / f"step={step}.ckpt", recipe), **point)
+            rows += self.rows_on_the_way(job, job.length, recipe, folder / f"step={step}.ckpt", **point)
         return rows + self.rows_of_evaluation(job, job.length, recipe, folder, json.loads((folder / SUMMARY).read_text()))
+
+    def rows_on_the_way(self, job: Job, length: float, recipe: DictConfig, checkpoint: Path, **point: Any) -> list[dict[str, Any]]:
+        """The rows of a checkpoint before a run's end; if it cannot be evaluated, one that says why."""
+        try:
+            return self.rows_of_evaluation(job, length, recipe, checkpoint.parent, self.summary_of(checkpoint, recipe), **point)
+        except RunFailed as failure:
+            print(f"failed: {failure}; going on", flush=True)
+            return [self.row(job, length=length, error=str(failure), **point)]
 
     def course(self, job: Job, recipe: DictConfig) -> tuple[int, list[int]]:
         """Steps between two points in the course of a run (0: there are none), and these points but for its end and the job's own."""
@@ -183,8 +200,8 @@ class Runs:
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
         recipe = self.recipe(job.method, job.override)
         setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
-        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "seed": job.seed,
-                "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
+        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "inputs": self.inputs[job],
+                "seed": job.seed, "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
 
@@ -235,8 +252,12 @@ class Runs:
         return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
 
     def steps_per_epoch(self, job: Job) -> int:
+        """Raises RunFailed if there is none."""
         recipe = self.recipe(job.method, job.override)
-        return self.images(recipe) // global_batch(recipe)
+        images, batch = self.images(recipe), global_batch(recipe)
+        if images < batch:
+            raise RunFailed(f"a batch has {batch} images, but there are only {images} to train on; set {job.method}.optimizer.batch_size")
+        return images // batch
 
     def images(self, recipe: DictConfig) -> int:
         """Training images; they are counted once for all recipes that take the same ones."""
@@ -285,7 +306,9 @@ class Runs:
             raise RunFailed(reason)
         folder = self.finished(recipe, place, kept)
         if folder is None:
-            raise RunFailed("it ended without a summary")
+            begun = self.finished(recipe, place)
+            raise RunFailed(f"{begun} was begun without the checkpoints that evaluate_every or the snapshots ask for; the same command trains it anew"
+                            if begun else "it ended without a summary")
         return folder
 
 
@@ -329,15 +352,15 @@ def _last_line(text: str) -> str:
 
 
 def paper_name(recipe: DictConfig, folder: Path) -> str:
-    """The name in paper.csv of what a recipe trains; empty where the paper has no such run, on a part of the data, or with other settings than the
-    recipe of its method in ``folder`` has for that dataset, number of patches and length."""
+    """The name in paper.csv of what a recipe trains; empty where the paper has no such run, on a part of the data, or with other settings (of the linear
+    probe, too) than the recipe of its method in ``folder`` has for that dataset, number of patches and length."""
     data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
     name = f"EMP-SSL {data.num_patches} patches" if recipe.method == "emp" else LABELS.get(recipe.method, "")
     if data.fraction not in (-1, 1) or data.holdout or not len(paper_figures(data.dataset, name)) or not shipped.is_file():
         return ""
     published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}",
                             [f"data.dataset={data.dataset}", f"data.num_patches={data.num_patches}", f"max_epochs={recipe.max_epochs}"])
-    return name if _published(recipe) == _published(published) else ""
+    return name if (_published(recipe), recipe.evaluation.linear) == (_published(published), published.evaluation.linear) else ""
 
 
 def _published(cfg: DictConfig) -> dict[str, Any]:
@@ -346,6 +369,14 @@ def _published(cfg: DictConfig) -> dict[str, Any]:
     settings["optimizer"]["batch_size"] = global_batch(cfg)
     settings["method_kwargs"].pop("patch_chunk", None)
     return settings
+
+
+def evaluated(recipe: DictConfig) -> tuple[Any, ...]:
+    """What the features of raw pixels and of an untrained network depend on, besides the seed."""
+    patches = recipes(recipe)[0].with_patches(1)
+    bag = patches if recipe.evaluation.bag_augmented else patches.plain()
+    seen = bag if "bag" in recipe.evaluation.views else (patches.mean, patches.std)
+    return seen, recipe.backbone, *(recipe.data[key] for key in ("dataset", "holdout", "fraction"))
 
 
 def _training(cfg: DictConfig) -> dict[str, Any]:

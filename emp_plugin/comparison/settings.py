@@ -70,6 +70,7 @@ def _check(cfg: DictConfig) -> None:
         name = "minutes" if budget == "minutes" else "epochs"
         require(cfg[name] and min(cfg[name]) > 0, f"budget={budget} needs {name}=[...], all positive")
     require(cfg.evaluate_every is None or cfg.evaluate_every > 0, f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}")
+    require(not (cfg.ablate or "").startswith("evaluation"), "ablate is for settings of the training; evaluation.probes, .views and .label_fractions take lists")
     require(bool(cfg.ablate) == bool(cfg["values"]), "an ablation needs both: ablate=SETTING and values=[...]")
     require(all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cfg["values"]),
             f"values must be numbers, got {list(cfg['values'])}")

@@ -21,7 +21,7 @@ from emp_plugin import __version__
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import GENERATION, VERSION, pl
 
-CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", ".lock"
+CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 NOT_COMPARED = ("auto_resume", "checkpoint", "resume_from_checkpoint", "wandb", "tensorboard", "evaluation")  # do not change the training
 
@@ -73,7 +73,7 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
         lock = (folder / LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
         write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))  # of a run taken over too: what does not change the training, such as its evaluation, may differ
-        write_text(folder / "versions.json", about)
+        write_text(folder / VERSIONS, about)
     except BlockingIOError as error:
         raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error
     except OSError as error:

@@ -39,7 +39,7 @@ def cells(text, start):
 def two_seeds():
     return [row("byol", seed, value, paper="BYOL") for seed, value in ((0, 25.0), (1, 31.0))] + [
         row("emp", seed, value, minutes=20, features=features, view=view, paper=EMP) for seed, value in ((0, 70.0), (1, 73.0))
-        for features in ("backbone", "embedding") for view in ("whole", "bag of 16 plain")] + [
+        for features in ("backbone", "embedding") for view in ("whole", "bag of 128 augmented")] + [
             reference("raw pixels", "pixels", 38.0), reference("untrained", "backbone", 40.0)]
 
 
@@ -53,7 +53,25 @@ def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_se
     assert embedding[6][1] == "" and embedding[8] == ("paper", "80.6\\*")  # of EMP-SSL the paper probes the embedding of a bag
     assert backbone[6][1] == backbone[8][1] == ""
     assert cells(table, "raw pixels")[5][1] == "38.00" and cells(table, "untrained")[5][1] == "40.00"
-    assert "over 2 seeds" in table and byol[9][1] == "2"
+    assert "over 2 seeds" in table and byol[9][1] == "2" and "not evaluated here" not in table
+
+
+def test_a_figure_of_the_paper_without_its_cell_is_in_a_line_of_its_own(tmp_path):
+    rows = [row("emp", 0, 79.0, features=features, view="bag of 16 plain", paper=EMP) for features in ("backbone", "embedding")]
+    table, _ = report(tmp_path, rows)
+    assert "paper" not in dict(cells(table, "EMP-SSL | embedding"))
+    assert table.count("EMP-SSL: the paper has 80.6\\*, of embedding and bag of 128 augmented, not evaluated here.") == 1
+
+
+def test_references_say_which_methods_they_are_for(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("emp_plugin.comparison.report.plt.close", drawn.append)
+    rows = [row("emp", 0, 70.0, inputs="emp"), *(row(method, 0, 45.0, inputs="simclr") for method in ("simclr", "byol")),
+            *(reference("untrained", "backbone", top1) | {"inputs": inputs} for inputs, top1 in (("emp", 43.0), ("simclr", 42.0)))]
+    table, _ = report(tmp_path, rows)
+    assert cells(table, "untrained, for EMP-SSL |")[5][1] == "43.00" and cells(table, "untrained, for SimCLR, BYOL |")[5][1] == "42.00"
+    lines = [line for line in drawn[0].axes[0].lines if line.get_label() == "untrained, as each method sees images"]
+    assert [line.get_ydata()[0] for line in lines] == [43.0, 42.0]
 
 
 def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
@@ -85,7 +103,7 @@ def test_readings_of_the_epochs_are_not_mixed(tmp_path):
 @pytest.mark.parametrize("change", [{"dataset": "digits"}, {"epoch": 2.0}, {"paper": ""}, {"features": "embedding"}, {"probe": "knn"}])
 def test_no_figure_where_the_paper_has_none(tmp_path, change):
     table, _ = report(tmp_path, [row("byol", 0, 25.0, **({"paper": "BYOL"} | change))])
-    assert "24.9" not in table
+    assert "24.9" not in "".join(line for line in table.splitlines() if line.startswith("|"))
 
 
 def test_a_failed_run_has_a_row_that_says_why(tmp_path, two_seeds):
@@ -101,12 +119,14 @@ def test_first_time_at_a_threshold(tmp_path):
     assert line[2:] == [("50 %", f"{statistics.mean([20, 11]):.1f} ± {statistics.stdev([20, 11]):.1f}"), ("90 %", "50.0 (1 of 2 seeds)"),
                         ("paper, two A100", "142"), ("best seen, %", "91.00")]
     assert cells(report(tmp_path, rows, [95])[1], "BYOL")[2] == ("95 %", "not reached")
+    failed = row("byol", 2, None, error="out of memory") | {"view": None, "probe": None, "features": None}
+    assert cells(report(tmp_path, [*rows, failed])[1], "BYOL")[2][1].endswith("(2 of 3 seeds)")
 
 
 def test_the_papers_minutes_stand_beside_its_own_cell_only(tmp_path):
     """Of EMP-SSL the paper probes the embedding of a bag of patches, of the others the backbone's features of whole images."""
     rows = [row(method, 0, 91.0, features=features, view=view, paper=paper) for method, paper in (("emp", EMP), ("byol", "BYOL"))
-            for features in ("backbone", "embedding") for view in ("whole", "bag of 16 plain") if features == "backbone" or method == "emp"]
+            for features in ("backbone", "embedding") for view in ("whole", "bag of 128 augmented") if features == "backbone" or method == "emp"]
     _, text = report(tmp_path, rows, [90])
     minutes = {(view, name): dict(cells(part, name))["paper, two A100"] for view, part in zip(("whole", "bag"), text.split("## ")[1:])
                for name in ("EMP-SSL | backbone", "EMP-SSL | embedding", "BYOL | backbone")}

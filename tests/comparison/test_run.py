@@ -61,6 +61,8 @@ def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, cap
     emp, simclr = (rows[rows.method == name].iloc[0] for name in ("emp", "simclr"))
     assert (emp.epoch, emp.steps, emp.images, emp.patches, simclr.patches) == (1, 4, 64, 128, 128) and emp.train_seconds > 0
     assert rows[rows.method == "untrained"][["epoch", "images", "train_seconds"]].eq(0).all().all()
+    (versions,) = json.loads((tmp_path / "versions.json").read_text())
+    assert torch.__version__.startswith(versions["torch"]) and versions["runs"] == [emp.run, simclr.run]
     assert {"table.md", "time_to_accuracy.md", "results.csv", "comparison.yaml", "versions.json", "runs"} <= {path.name for path in tmp_path.iterdir()}
     assert "scheduler.warmup_epochs=0.01" in capsys.readouterr().out  # fitted: 10 of 1000
 
@@ -127,6 +129,33 @@ def test_a_run_cut_off_is_continued(tmp_path, trained, no_report, monkeypatch):
     assert OmegaConf.load(folder / "config.yaml").evaluation.linear.epochs == 2
 
 
+def test_references_are_evaluated_as_each_method_sees_images(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "evaluation.views=[bag]", "evaluation.bag_patches=1", "methods=[simclr]")
+    rows = compare(tmp_path, "evaluation.views=[bag]", "evaluation.bag_patches=1", "methods=[emp,simclr]")
+    assert trained == ["simclr", "emp"]
+    untrained = rows[(rows.method == "untrained") & (rows.features == "backbone")].set_index("inputs")
+    assert untrained.index.tolist() == ["emp", "simclr"] and untrained.run["emp"].startswith("runs/emp/") and untrained.run["simclr"].startswith("runs/simclr/")
+
+
+def test_a_point_that_cannot_be_evaluated_leaves_the_others(tmp_path, trained, monkeypatch):
+    def broken(cfg):
+        if "epoch=1" in cfg.pretrained_feature_extractor:
+            raise UserError("no room")
+        return probe(cfg)
+
+    probe = run.probe_checkpoint
+    monkeypatch.setattr(run, "probe_checkpoint", broken)
+    rows = compare(tmp_path, "methods=[emp]", "epochs=[1,2,3]", "schedule=snapshot").query("method == 'emp'").drop_duplicates("length").set_index("length")
+    assert rows.error[1].endswith("no room") and rows.error[[2, 3]].isna().all() and (rows.top1[[2, 3]] > 0).all()
+    one, _, _ = (tmp_path / "table.md").read_text().split("## ")[1:]
+    assert "EMP-SSL, seed 0: failed: evaluation of epoch=1.ckpt: no room" in one
+
+
+def test_fewer_images_than_a_batch_are_that_runs_failure(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "methods=[simclr,emp]", "simclr.optimizer.batch_size=512", "epochs=0.5")
+    assert trained == ["emp"] and "set simclr.optimizer.batch_size" in rows.error[0] and rows.error[1:].isna().all()
+
+
 @pytest.mark.slow
 def test_snapshots_are_points_of_one_training(tmp_path, trained):
     rows = compare(tmp_path, "methods=[emp]", "epochs=[1,2]", "schedule=[fitted,snapshot]")
@@ -188,6 +217,7 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
 
 @pytest.mark.parametrize("override, message", [("optimiser.lr=1", "unknown setting 'optimiser"), ("max_epochs=3", "use epochs"), ("methods=[emq]", "emq"),
                                                ("ablate=seed values=[1]", "is the comparison's to set"),
+                                               ("ablate=evaluation.bag_patches values=[1]", "settings of the training"),
                                                ("emp.limit_train_batches=2", "is the comparison's to set"),
                                                ("++accumulate_grad_batches=2", "is the comparison's to set"),
                                                ("evaluation.enabled=False", "is the comparison's to set")])
@@ -212,6 +242,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, trained, capsys
     ("cifar/emp", ["method_kwargs.preset=paper"], ""),
     ("cifar/emp", ["optimizer.batch_size=50"], ""),
     ("cifar/emp", ["optimizer.lr=0.1"], ""),
+    ("cifar/emp", ["evaluation.linear.epochs=10"], ""),
     ("cifar/emp", ["backbone.name=resnet50"], ""),
     ("cifar/emp", ["data.fraction=0.2"], ""),
     ("cifar/emp", ["data.holdout=0.1"], ""),
