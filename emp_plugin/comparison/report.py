@@ -14,8 +14,8 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 from emp_plugin.runs.pictures import save_figure  # noqa: E402
 
-COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "inputs", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
-           "train_seconds", "evaluation_seconds", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
+COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
+           "train_seconds", "evaluation_seconds", "inputs", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
 COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
 PROBES = {"linear": "linear", "online linear": "online linear", "knn": "k-NN", "mlp": "MLP"}  # in the order of the columns
@@ -48,9 +48,10 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
     rows["labels"] = rows["labels"].fillna(1.0)  # a failed run, or a CSV from before there were parts of the labels
     rows["label"] = [_label(row.method, row.setting, row.value) for row in rows.itertuples()]
     measured, references = _split(rows)
-    if references.inputs.nunique() > 1:
-        methods = measured.groupby("inputs").label.agg(lambda labels: ", ".join(labels.unique()))
-        rows.loc[references.index, "label"] += ", for " + references.inputs.map(methods)
+    for (view, inputs), alike in references.groupby(["view", "inputs"]):
+        if (references.view == view).sum() > len(alike):
+            methods = measured[(measured.view == view) & (measured.inputs == inputs)].label.unique()
+            rows.loc[alike.index, "label"] += f", for {', '.join(methods)}"
     write_text(folder / "table.md", table(rows))
     write_text(folder / "time_to_accuracy.md", time_to_accuracy(rows, thresholds))
     if rows.setting.any():
@@ -249,10 +250,11 @@ def _finish(figure: plt.Figure, axes: Any, cells: list[tuple[str, str]], measure
     for (probe, view), line in zip(cells, axes):
         same = references[(references.probe == probe) & (references.view == view)]
         for axis in line:
-            for (name, _), reference in same.groupby(["method", "inputs"]):
+            for (name, label), reference in same.groupby(["method", "label"]):
                 colour, style = REFERENCE_STYLES[name]
-                label = f"{name}, as each method sees images" if references.inputs.nunique() > 1 else name
-                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=label)
+                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
+                if axis is line[-1] and label != name:
+                    axis.text(1.01, reference.top1.mean(), label.removeprefix(f"{name}, "), transform=axis.get_yaxis_transform(), fontsize=6, va="center")
             axis.grid(alpha=0.25)
         line[0].set_ylabel(f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}

@@ -24,6 +24,7 @@ from emp_plugin.runs.probing import probe_checkpoint
 
 RESULTS = "results.csv"
 REFERENCES = ("raw pixels", "untrained")
+VIEWS = ("whole", "bag")  # how the names of an evaluation's views begin
 TRIAL_STEPS = 4  # of the first look at a method's speed; the last one takes
 TRIAL_SHARE = 0.1  # of the minutes
 OURS = ("max_epochs", "seed", "limit_train_batches", "max_time", "overfit_batches", "fast_dev_run", "accumulate_grad_batches", "checkpoint.dir",
@@ -58,9 +59,12 @@ class Runs:
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
         self.processes = 0  # started
-        evaluations = [evaluated(self.recipe(job.method, job.override)) for job in self.jobs]  # a mistake in the settings is found before training
-        first = [self.jobs[evaluations.index(other)] for other in evaluations]
-        self.inputs = {job: " ".join((as_in.method, *as_in.override)) for job, as_in in zip(self.jobs, first)}  # raw pixels and untrained are shared
+        self.inputs: dict[tuple[Job, str], str] = {}  # the first job whose raw pixels and untrained network are the same as this one's, by view
+        for view in VIEWS:
+            seen = [evaluated(self.recipe(job.method, job.override), view) for job in self.jobs]  # a mistake in the settings is found before training
+            for job, by_job in zip(self.jobs, seen):
+                first = self.jobs[seen.index(by_job)]
+                self.inputs[job, view] = " ".join((first.method, *first.override))
         for item in (*self.overrides, *(item for job in self.jobs for item in job.override)):
             name = item.lstrip("+").partition("=")[0]
             if name in OURS or name.partition(".")[2] in OURS:  # of one method
@@ -82,7 +86,8 @@ class Runs:
 
     def has_references(self, job: Job, rows: dict[Job, list[dict[str, Any]]]) -> bool:
         """Whether there are rows of raw pixels and the untrained network for what this job's evaluation sees."""
-        return any(row["method"] in REFERENCES and row["seed"] == job.seed and row["inputs"] == self.inputs[job] for done in rows.values() for row in done)
+        there = {(row["view"].split()[0], row["inputs"]) for done in rows.values() for row in done if row["method"] in REFERENCES and row["seed"] == job.seed}
+        return there >= {(view, self.inputs[job, view]) for view in self.recipe(job.method, job.override).evaluation.views}
 
     def do(self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool) -> None:
         """Bring one job to its end, and the files of the comparison up to date if there was something to do."""
@@ -193,15 +198,15 @@ class Runs:
         rows = []
         for row in summary["evaluation"]:
             row = {"labels": 1.0} | row  # a run from before there were parts of the labels
-            cell = {key: row[key] for key in ("features", "view", "probe", "labels", "top1", "top5")}
+            cell = {key: row[key] for key in ("features", "view", "probe", "labels", "top1", "top5")} | {"inputs": self.inputs[job, row["view"].split()[0]]}
             rows.append(self.row(job, **known, **cell) | ({"method": row["model"], **untrained} if row["model"] in REFERENCES else {}))
         return rows
 
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
         recipe = self.recipe(job.method, job.override)
         setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
-        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "inputs": self.inputs[job],
-                "seed": job.seed, "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
+        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "seed": job.seed,
+                "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
 
     # how long it trains
 
@@ -371,12 +376,11 @@ def _published(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def evaluated(recipe: DictConfig) -> tuple[Any, ...]:
+def evaluated(recipe: DictConfig, view: str) -> tuple[Any, ...]:
     """What the features of raw pixels and of an untrained network depend on, besides the seed."""
     patches = recipes(recipe)[0].with_patches(1)
     bag = patches if recipe.evaluation.bag_augmented else patches.plain()
-    seen = bag if "bag" in recipe.evaluation.views else (patches.mean, patches.std)
-    return seen, recipe.backbone, *(recipe.data[key] for key in ("dataset", "holdout", "fraction"))
+    return bag if view == "bag" else (patches.mean, patches.std), recipe.backbone, *(recipe.data[key] for key in ("dataset", "holdout", "fraction"))
 
 
 def _training(cfg: DictConfig) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def test_references_say_which_methods_they_are_for(tmp_path, monkeypatch):
             *(reference("untrained", "backbone", top1) | {"inputs": inputs} for inputs, top1 in (("emp", 43.0), ("simclr", 42.0)))]
     table, _ = report(tmp_path, rows)
     assert cells(table, "untrained, for EMP-SSL |")[5][1] == "43.00" and cells(table, "untrained, for SimCLR, BYOL |")[5][1] == "42.00"
-    lines = [line for line in drawn[0].axes[0].lines if line.get_label() == "untrained, as each method sees images"]
+    lines = [line for line in drawn[0].axes[1].lines if line.get_label() == "untrained"]
     assert [line.get_ydata()[0] for line in lines] == [43.0, 42.0]
+    assert {text.get_text(): text.get_position()[1] for text in drawn[0].axes[1].texts} == {"for EMP-SSL": 43.0, "for SimCLR, BYOL": 42.0}
 
 
 def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
