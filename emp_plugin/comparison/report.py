@@ -107,7 +107,8 @@ def _not_evaluated(measured: pd.DataFrame) -> list[str]:
     lines = []
     for label, of_label in measured[(measured.paper != "") & (measured.labels == 1)].groupby("label", sort=False):
         row = of_label.iloc[0]
-        if not of_label[of_label.probe == "linear"].apply(_papers_cell, axis=1).any() and (figure := _paper_figure(row)):
+        evaluated = any(_papers_cell(other) for _, other in of_label[of_label.probe == "linear"].iterrows())
+        if not evaluated and (figure := _paper_figure(row)):
             lines.append(f"\n{label}: the paper has {figure}, of {' and '.join(_papers_features(row))}, not evaluated here.")
     return lines
 
