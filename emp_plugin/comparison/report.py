@@ -254,15 +254,23 @@ def _finish(figure: plt.Figure, axes: Any, cells: list[tuple[str, str]], measure
             for (name, label), reference in same.groupby(["method", "label"]):
                 colour, style = REFERENCE_STYLES[name]
                 axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
-                if axis is line[-1] and label != name:
-                    axis.text(1.01, reference.top1.mean(), label.removeprefix(f"{name}, "), transform=axis.get_yaxis_transform(), fontsize=6, va="center")
             axis.grid(alpha=0.25)
+        _name_lines(line[-1], same[same.label != same.method])
         line[0].set_ylabel(f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
     spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
     figure.suptitle(f"{_title(measured)}: probes of the backbone's features{spread}", fontsize=10)
     save_figure(figure, path)
+
+
+def _name_lines(axis: plt.Axes, references: pd.DataFrame) -> None:
+    """Beside the lines, which methods they are for; of two close to each other the upper one has its text above it and the lower one below."""
+    heights = references.groupby(["method", "label"]).top1.mean()
+    near = 0.04 * (axis.get_ylim()[1] - axis.get_ylim()[0])
+    for (name, label), height in heights.items():
+        side = ((heights > height - near) & (heights < height)).any() - int(((heights < height + near) & (heights > height)).any())
+        axis.text(1.01, height, label.removeprefix(f"{name}, "), transform=axis.get_yaxis_transform(), fontsize=6, va=("center", "bottom", "top")[side])
 
 
 def _curves(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
