@@ -36,17 +36,20 @@ def test_overrides(config):
     assert trainer_arguments(cfg)["limit_train_batches"] == 5 and cfg.method_kwargs.preset == "paper"
 
 
-@pytest.mark.parametrize("gpu,bf16,accelerator,expected", [
-    (True, True, "auto", ("bf16-mixed", 128, True, "auto", [0])),
-    (True, False, "gpu", ("16-mixed", 128, True, "gpu", [0])),
-    (True, True, "cpu", ("bf16-mixed", 16, False, "cpu", 1)),
-    (False, True, "auto", ("bf16-mixed", 16, False, "cpu", 1)),
-    (False, False, "auto", ("32", 16, False, "cpu", 1)),  # and not Apple's GPU
+@pytest.mark.parametrize("gpu,bf16,cpu,accelerator,expected", [
+    (True, True, "AMD EPYC", "auto", ("bf16-mixed", 128, True, "auto", [0])),
+    (True, False, "AMD EPYC", "gpu", ("16-mixed", 128, True, "gpu", [0])),
+    (True, True, "AMD EPYC", "cpu", ("bf16-mixed", 16, False, "cpu", 1)),
+    (False, True, "AMD EPYC", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
+    (False, False, "AMD EPYC", "auto", ("32", 16, False, "cpu", 1)),  # and not Apple's GPU
+    (False, True, "Intel Xeon", "auto", ("32", 16, False, "cpu", 1)),
+    (False, True, "Intel Xeon with AMX", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
 ])
-def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, accelerator, expected):
+def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, cpu, accelerator, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": cpu, "amx_tile": "AMX" in cpu}, raising=False)
     cfg = config("cifar/emp", f"accelerator={accelerator}")
     arguments = trainer_arguments(cfg)
     assert (cfg.precision, cfg.evaluation.bag_patches, cfg.evaluation.bag_augmented, arguments["accelerator"], arguments["devices"]) == expected
