@@ -85,8 +85,10 @@ class PatchRecipe:
             raise ValueError(f"std divides the pixels, so every entry must be above 0, got {self.std}")
 
     def plain(self) -> "PatchRecipe":
-        """The same crops, resized and normalised, without flip or colour changes (plain bag of features)."""
-        return dataclasses.replace(self, flip_prob=0.0, jitter_prob=0.0, grey_prob=0.0, blur_prob=0.0, solarize_prob=0.0)
+        """The same crops, resized and normalised, without flip or colour changes (plain bag of features). The strengths of what is off are the
+        same for all, so that recipes with the same crops are equal."""
+        return dataclasses.replace(self, flip_prob=0.0, jitter_prob=0.0, jitter=(0.0,) * 4, grey_prob=0.0, blur_prob=0.0, blur_sigma=(0.1, 2.0),
+                                   solarize_prob=0.0)
 
     def with_patches(self, num_patches: int) -> "PatchRecipe":
         """The same recipe with another number of patches per image."""

@@ -5,6 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from emp_plugin.comparison.plan import Job, describe_length, plan, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.run import evaluated
 from emp_plugin.comparison.settings import read_comparison
 from emp_plugin.errors import UserError
 
@@ -28,6 +29,14 @@ def test_crop_and_grey_alone_stand_beside_the_whole_augmentation(config):
     assert {key for key in full if full[key] != crop[key]} == {"name", "augmentations"}
     off = ("horizontal_flip", "color_jitter", "gaussian_blur", "solarization")
     assert crop["augmentations"] == [{key: value for key, value in full["augmentations"][0].items() if key not in off}]
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_methods_with_the_same_crops_share_their_references(config, augmented):
+    """Colours are a bag's only if it is augmented; VICReg's crops are larger."""
+    bags = {name: evaluated(config(f"cifar/{name}", f"evaluation.bag_augmented={augmented}"), "bag") for name in ("simclr", "swav", "byol", "vicreg")}
+    assert bags["simclr"] == bags["swav"] and bags["vicreg"] not in (bags["simclr"], bags["byol"])
+    assert (bags["simclr"] == bags["byol"]) is not augmented
 
 
 def test_own_settings_and_those_of_the_recipes():

@@ -27,8 +27,9 @@ def test_both_pipelines_take_the_same_settings(transform):
 def test_plain_keeps_crops_and_normalisation():
     recipe = PatchRecipe(5, None, 24, scale=(0.3, 0.5), mean=(0.1, 0.2, 0.3))
     plain = recipe.plain()
-    off = dict(flip_prob=0, jitter_prob=0, grey_prob=0, blur_prob=0, solarize_prob=0)
+    off = dict(flip_prob=0, jitter_prob=0, jitter=(0, 0, 0, 0), grey_prob=0, blur_prob=0, solarize_prob=0)
     assert plain == dataclasses.replace(recipe, **off)
+    assert plain == dataclasses.replace(recipe, jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0)).plain()  # the crops are the same
     assert recipe.with_patches(7) == dataclasses.replace(recipe, num_patches=7)
 
 
