@@ -1,8 +1,6 @@
 """Side-by-side timing, and the table and JSON that every benchmark leaves."""
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -69,12 +67,6 @@ def report(title: str, cases: dict[str, dict[str, Any]], args: argparse.Namespac
         table.add_row(name, *times, f"{measured['ratio']:.2f}" if measured["ratio"] else "", f"{measured.get('peak_mb', '')}")
     Console(width=150).print(table)
     if args.json:
-        hardware = f"{versions()['hardware']}, {_processor()}, {torch.get_num_threads()} threads"
+        hardware = f"{versions()['hardware']}, {torch.get_num_threads()} threads"
         write_text(args.json, json.dumps({"benchmark": title, "hardware": hardware, "versions": versions(), "trials": args.trials,
                                           "small": args.small, "cases": cases}, indent=2) + "\n")
-
-
-def _processor() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        return next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    return platform.processor()

@@ -1,7 +1,6 @@
 """Memory and open files over 2,000 steps of a tiny run, without and with worker processes; and what a folder of 100,000 images costs at the start."""
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -89,7 +88,7 @@ def main() -> None:
         table.add_row(name, json.dumps(case))
     Console().print(table)
     if args.json:
-        write_text(args.json, json.dumps({"benchmark": "long run", "hardware": versions()["hardware"], "machine": platform.machine(), "versions": versions(),
+        write_text(args.json, json.dumps({"benchmark": "long run", "hardware": versions()["hardware"], "versions": versions(),
                                           "small": args.small, "cases": cases}, indent=2) + "\n")
 
 

@@ -116,9 +116,16 @@ def _commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
+def _processor() -> str:
+    """The processor's model: of two that are both "x86_64" one may train twice as fast."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the hardware it ran on."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")}
     packages[pl.__name__] = pl.__version__
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
+    hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
     return {"emp_plugin": __version__, "commit": _commit(), "python": platform.python_version(), **packages, "solo-learn": f"{VERSION} ({GENERATION})", "hardware": hardware}
