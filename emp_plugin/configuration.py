@@ -292,12 +292,13 @@ def uses_gpu(cfg: DictConfig) -> bool:
 
 def _fast_precision(gpu: bool) -> str:
     """The precision that this machine is fast in. bf16 without hardware for it (GPUs before Ampere, CPUs without AVX512-BF16) is slower than float32, and so
-    it is on Intel's CPUs by AVX512-BF16 alone, their AMX being hidden from a virtual machine (benchmarks/README.md has all of these)."""
+    it is on an Intel CPU by AVX512-BF16 alone, where a virtual machine hides its AMX (benchmarks/README.md has all of these)."""
     if gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell, of before 2.6 neither of the two
-    amx_hidden = "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile")
-    return "bf16-mixed" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() and not amx_hidden else "32"
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():  # torch before 2.6 cannot tell
+        return "32"
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # nor can older ones tell this
+    return "32" if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile") else "bf16-mixed"
 
 
 def recipes(cfg: DictConfig) -> list[PatchRecipe]:

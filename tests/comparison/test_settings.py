@@ -34,8 +34,9 @@ def test_crop_and_grey_alone_stand_beside_the_whole_augmentation(config):
 @pytest.mark.parametrize("augmented", [False, True])
 def test_methods_with_the_same_crops_share_their_references(config, augmented):
     """Colours are a bag's only if it is augmented; VICReg's crops are larger."""
-    bags = {name: evaluated(config(f"cifar/{name}", f"evaluation.bag_augmented={augmented}"), "bag") for name in ("simclr", "swav", "byol", "vicreg")}
+    bags = {name: evaluated(config(f"cifar/{name}", f"evaluation.bag_augmented={augmented}"), "bag") for name in ("simclr", "swav", "byol", "ressl", "vicreg")}
     assert bags["simclr"] == bags["swav"] and bags["vicreg"] not in (bags["simclr"], bags["byol"])
+    assert augmented or bags["simclr"] == bags["ressl"]
     assert (bags["simclr"] == bags["byol"]) is not augmented
 
 
