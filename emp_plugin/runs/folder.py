@@ -117,7 +117,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    """The processor's model: of two that are both "x86_64" one may train twice as fast."""
+    """The processor's model: two that are both "x86_64" may differ much in speed."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
