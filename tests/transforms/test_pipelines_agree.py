@@ -97,8 +97,7 @@ def test_share_of_each_operation(name):
     """With one operation at 30 % and the others off, 30 % of the patches differ from the image, in both pipelines."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)
     image = torch.from_numpy(image).clamp(30, 250)
-    recipe = PatchRecipe(600, 16, 16, blur_sigma=(0.8, 2.0)).plain()
-    recipe = PatchRecipe(**(vars(recipe) | {name: 0.3}))
+    recipe = PatchRecipe(**(vars(PatchRecipe(600, 16, 16).plain()) | {"jitter": (0.4, 0.4, 0.4, 0.2), "blur_sigma": (0.8, 2.0), name: 0.3}))
     for patches in both(recipe, image):
         assert scipy.stats.binomtest(int(changed(patches, image).sum()), 600, 0.3).pvalue > 1e-3
 
