@@ -52,7 +52,7 @@ def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, run_closure_before_lars, scale_without_waiting, separate_dinos_clipping,
+    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, step_lars_at_once, separate_dinos_clipping,
                   keep_prototypes_at_length_one):
         patch(solo)
     exchange_checkpoints(solo, "wheel")
@@ -149,38 +149,43 @@ def accept_batch_end_without_loader_index(solo: SimpleNamespace) -> None:
     solo.base.BaseMomentumMethod.on_train_batch_end = on_train_batch_end
 
 
-def run_closure_before_lars(solo: SimpleNamespace) -> None:
-    """Lightning's closure computes the gradients inside ``optimizer.step``.
+def step_lars_at_once(solo: SimpleNamespace) -> None:
+    """LARSWrapper scales the gradients first and hands the closure, in which Lightning computes them, to the inner optimiser: it scales the previous
+    step's gradients (none, after zero_grad), and the new ones are used raw and without weight decay. So: closure first, then LARS.
 
-    LARSWrapper scales the gradients first and hands the closure to the inner optimiser: it scales the previous step's gradients (none,
-    after zero_grad), and the new ones are used raw and without weight decay. So: closure first, then LARS.
+    And it scales one weight after the other, with a dozen small operations and three questions (is the norm zero?) that each make the host wait for a GPU,
+    which is idle meanwhile. So: all weights of a group in one call, without questions. The bits are the wheel's.
     """
-    original = solo.lars.LARSWrapper.step
 
+    @torch.no_grad()
     def step(self, closure=None):
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        original(self)
+        decays = [group.get("weight_decay", 0) for group in self.optim.param_groups]
+        for group, decay in zip(self.optim.param_groups, decays):
+            params = [p for p in group["params"] if p.grad is not None and (p.ndim != 1 or not self.exclude_bias_n_norm)]
+            if params:
+                scale(self, params, group["lr"], decay)
+            group["weight_decay"] = 0  # it is in the gradients
+        self.optim.step()
+        for group, decay in zip(self.optim.param_groups, decays):
+            group["weight_decay"] = decay
         return loss
 
-    solo.lars.LARSWrapper.step = step
-
-
-def scale_without_waiting(solo: SimpleNamespace) -> None:
-    """LARSWrapper asks in Python whether norms are zero, and which of two rates is less: three waits of the host for a GPU per weight and step."""
-
-    def update_p(self, p, group, weight_decay):
-        p_norm, g_norm = torch.norm(p.data), torch.norm(p.grad.data)
-        rate = (self.eta * p_norm) / (g_norm + p_norm * weight_decay + self.eps)
+    def scale(self, params: list[torch.Tensor], lr: float, decay: float) -> None:
+        gradients = [p.grad for p in params]
+        p_norm, g_norm = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients))
+        rate = (self.eta * p_norm) / (g_norm + p_norm * decay + self.eps)
         if self.clip:
-            rate = (rate / group["lr"]).clamp(max=1)
-        scaled = (p_norm != 0) & (g_norm != 0)
-        p.grad.data += weight_decay * scaled.to(p.dtype) * p.data
-        p.grad.data *= torch.where(scaled, rate, 1.0)
+            rate = (rate / lr).clamp(max=1)
+        # a gradient of zeros stays one, and that of a weight of zeros as it is
+        rate = torch.where(g_norm != 0, torch.where(p_norm != 0, rate, 1.0), 0.0)
+        torch._foreach_add_(gradients, torch._foreach_mul(params, decay))
+        torch._foreach_mul_(gradients, list(rate.unbind()))
 
-    solo.lars.LARSWrapper.update_p = update_p
+    solo.lars.LARSWrapper.step = step
 
 
 def separate_dinos_clipping(solo: SimpleNamespace) -> None:

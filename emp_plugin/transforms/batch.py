@@ -3,12 +3,12 @@
 Same recipe as `MultiPatchTransform` (EMP-SSL, arXiv 2304.03977), every patch with its own parameters. These
 are drawn on the CPU, whatever the device, for two reasons: the patches do not depend on the device, and which of them
 are blurred, greyed and so on is known without asking the accelerator (no synchronisation). What follows is one straight
-line over blocks of patches. A block holds patches whose hue shift has the same place in the jitter, so that the costly
-hue rotation runs once per patch; the other three operations are one formula with per-patch coefficients.
+line over blocks of patches. They are in order of the hue shift's place in the jitter, so that the costly hue rotation
+runs once per patch, on slices; the other three operations are one formula with per-patch coefficients.
 """
 
 import math
-from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from .recipe import PatchRecipe
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # Bytes of one float32 copy of a block. On a CPU a few such copies should stay in the last-level cache, but much smaller
-# blocks pay for more calls; on an accelerator blocks only bound the memory, and large ones need fewer launches.
+# blocks pay for more calls; on an accelerator blocks only bound the memory, and a step's patches are one block: a GPU is
+# done with an operation on all of them sooner than the host can launch the next.
 CPU_BLOCK_BYTES = 2**22
 DEVICE_BLOCK_BYTES = 2**28
 
@@ -198,7 +199,7 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
     left = torch.where(flat.flip, width - flat.width - flat.left, flat.left)
     boxes = torch.stack((image, flat.top, left, flat.height, flat.width))
 
-    # In order of the hue shift's place, then of the crop's area, so that every block is a slice of patches much alike.
+    # In order of the hue shift's place (4: no jitter), then of the crop's area: a block is a slice of patches much alike.
     hue_at = torch.where(flat.jitter, (flat.order == HUE).int().argmax(-1), 4)
     index = (hue_at * (height * width + 1) + flat.height * flat.width).argsort(stable=True)
     flat, boxes = PatchParameters(*(field[index] for field in flat)), boxes[:, index]
@@ -211,7 +212,8 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
     out = torch.empty(n * b, size, size, 3, device=device)
     block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
     limit = max(1, block_bytes // (12 * max(size * size, int((boxes[3] * boxes[4]).max()))))
-    for place, block in _blocks(torch.bincount(hue_at, minlength=5).tolist(), limit):
+    hue_at = hue_at[index]
+    for block in map(slice, range(0, n * b, limit), range(limit, n * b + limit, limit)):
         box, window = device_boxes[:, block], boxes[3:, block].amax(1).tolist()
         if not one_size:
             x = resized_crops(source, box, window, size, recipe.interpolation)
@@ -219,8 +221,7 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
             x = crops(source, *box[:3], *window)
         else:
             x = resize(crops(source, *box[:3], *window), size, recipe.interpolation)
-        if place < 4:
-            color_jitter(x, place, table[:, :, block])
+        color_jitter(x, torch.bincount(hue_at[block], minlength=5).tolist(), table[:, :, block])
         if len(subset := flat.grey[block].nonzero()[:, 0]):
             subset = _send(subset, device)
             x.index_copy_(0, subset, grey(x[subset])[:, None].expand(-1, 3, -1, -1))
@@ -233,15 +234,6 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
         x.mul_(scale).add_(shift)
         out.index_copy_(0, device_index[block], x.permute(0, 2, 3, 1).contiguous())
     return out.view(n, b, size, size, 3).permute(0, 1, 4, 2, 3)
-
-
-def _blocks(counts: list[int], limit: int) -> Iterator[tuple[int, slice]]:
-    """(group, slice of at most ``limit`` members) for groups of these sizes that stand one after the other."""
-    start = 0
-    for group, count in enumerate(counts):
-        for first in range(start, start + count, limit):
-            yield group, slice(first, min(first + limit, start + count))
-        start += count
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -358,20 +350,22 @@ def _jitter_table(block: PatchParameters) -> Tensor:
     return table.permute(2, 0, 1).unsqueeze(-1).contiguous()
 
 
-def color_jitter(x: Tensor, hue_at: int, table: Tensor) -> None:
+def color_jitter(x: Tensor, hue_at: list[int], table: Tensor) -> None:
     """Brightness, contrast, saturation and hue in each patch's own order, in place, on (k, 3, s, s) in [0, 1].
 
     Args:
-        hue_at: at which of the four places the hue shift stands, in all these patches.
+        hue_at: for how many of these patches, one after the other, the hue shift stands first, second, third and fourth;
+            the rest of them are left as they are.
         table: from `_jitter_table`.
     """
     x = x.view(len(x), 3, -1)
-    for place in range(4):
-        strength, to_grey, to_mean = table[place]
-        if place == hue_at:
-            rotate_hue(x, strength)
-        else:
-            blend(x, strength, to_grey, to_mean)
+    bounds = [0, *accumulate(hue_at[:4])]
+    for place, (start, end) in enumerate(pairwise(bounds)):
+        if start < end:
+            rotate_hue(x[start:end], table[place, 0, start:end])
+        for others in (slice(0, start), slice(end, bounds[-1])):
+            if others.start < others.stop:
+                blend(x[others], *table[place, :, others])
 
 
 def blend(x: Tensor, strength: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:
