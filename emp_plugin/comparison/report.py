@@ -8,6 +8,7 @@ import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 from emp_plugin.comparison.plan import describe_length  # noqa: E402
 from emp_plugin.errors import UserError  # noqa: E402
@@ -92,7 +93,7 @@ def _table_lines(measured: pd.DataFrame, references: pd.DataFrame) -> list[list[
 def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
     trained = rows.train_seconds.max() > 0
     line = [label, features, f"{rows.epoch.mean():.4g}" if trained else "",
-            _mean(rows.groupby("seed").train_seconds.first() / 60, 1) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
+            _minutes(rows.groupby("seed").train_seconds.first()) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
     for probe, view in cells:
         cell = rows[(rows.probe == probe) & (rows.view == view)]
         line.append(_mean(cell.top1, 2))
@@ -184,10 +185,10 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
 
 
 def _first_minutes(rows: pd.DataFrame, threshold: float, seeds: int) -> str:
-    first = rows[rows.top1 >= threshold].groupby("seed").train_seconds.min() / 60
+    first = rows[rows.top1 >= threshold].groupby("seed").train_seconds.min()
     if not len(first):
         return "not reached"
-    return _mean(first, 1) + ("" if len(first) == seeds else f" ({len(first)} of {seeds} seeds)")
+    return _minutes(first) + ("" if len(first) == seeds else f" ({len(first)} of {seeds} seeds)")
 
 
 # ---------------------------------------------------------------------------------------- ablation.png, convergence.png
@@ -234,7 +235,9 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
                 axis.errorbar(points.x, points.y, points.spread.fillna(0), linewidth=1.4, capsize=3, label=label, **style)
             if part[quantity].max() > 20 * part[quantity].min() > 0:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.xaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_minor_formatter("")
             else:
                 axis.set_xlim(0, 1.05 * part[quantity].max())
             axis.set_xlabel(unit)
@@ -355,6 +358,11 @@ def _mean(values: pd.Series, digits: int) -> str:
         return ""
     mean = f"{values.mean():.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
+
+
+def _minutes(seconds: pd.Series) -> str:
+    """As :func:`_mean`, in minutes; a GPU's are parts of one."""
+    return _mean(seconds / 60, 1 if seconds.mean() >= 60 else 2)
 
 
 def _line(cells: list[str]) -> str:

@@ -92,6 +92,12 @@ def test_a_single_seed_is_printed_as_such(tmp_path):
     assert "a single seed (3)" in table and "a single seed (3)" in minutes and "±" not in table
 
 
+@pytest.mark.parametrize("minutes, written", [(9.0, "9.0"), (1.04, "1.0"), (0.358, "0.36")])
+def test_minutes_of_a_gpu_are_not_rounded_away(tmp_path, minutes, written):
+    table, until = report(tmp_path, [row("byol", 0, 60.0, minutes=minutes)])
+    assert cells(table, "BYOL")[3] == ("minutes", written) and cells(until, "BYOL")[2] == ("50 %", written)
+
+
 def test_readings_of_the_epochs_are_not_mixed(tmp_path):
     def paper(schedule):
         table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, features="embedding", view="bag of 128 augmented", paper="EMP-SSL 200 patches")])
