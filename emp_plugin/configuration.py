@@ -86,6 +86,7 @@ class Checkpoint:
     frequency: int = 1  # epochs between two kept checkpoints
     keep_prev: bool = False
     every_n_steps: int = 100  # last.ckpt is written this often
+    min_seconds: float = 60  # but not sooner than this after the one before, except at an epoch's end
     keep_every_n_steps: Optional[int] = None  # step=N.ckpt is kept this often
 
 
@@ -368,6 +369,7 @@ def _check_run(cfg: DictConfig) -> None:
     _require(cfg.knn_eval.k >= 1, f"knn_eval.k must be at least 1, got {cfg.knn_eval.k}")
     _require(cfg.scheduler.interval == "step", "scheduler.interval must be 'step': a schedule by epochs means nothing in a run of one epoch")
     _require(cfg.checkpoint.frequency >= 1 and cfg.checkpoint.every_n_steps >= 1, "checkpoint.frequency and checkpoint.every_n_steps must be at least 1")
+    _require(cfg.checkpoint.min_seconds >= 0, f"checkpoint.min_seconds must not be negative, got {cfg.checkpoint.min_seconds}")
     _require(cfg.checkpoint.keep_every_n_steps is None or cfg.checkpoint.keep_every_n_steps >= 1, "checkpoint.keep_every_n_steps must be at least 1")
     _require(not cfg.data.holdout or 0 < cfg.data.holdout < 1, f"data.holdout must be between 0 and 1, got {cfg.data.holdout}")
     _require(len(cfg.augmentations) > 0, "augmentations is empty")

@@ -79,6 +79,7 @@ SETTINGS = [  # overrides of digits/emp, and what the message says
     ("evaluation.bag_patches=0", "bag_patches must be at least 1"),
     ("evaluation.probes=[forest]", "evaluation.probes"),
     ("checkpoint.every_n_steps=0", "every_n_steps must be at least 1"),
+    ("checkpoint.min_seconds=-1", "min_seconds must not be negative"),
     ("knn_eval.k=0", "knn_eval.k must be at least 1"),
     ("resume_from_checkpoint=.", "is not a file"),
     ("resume_from_checkpoint=nowhere.ckpt", "is not a file"),

@@ -37,7 +37,7 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Keeps ``last.ckpt`` (every few steps and at the end of every epoch), ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed) and, if asked to,
+    """Keeps ``last.ckpt`` (every few steps, unless they took no time, and at the end of every epoch), ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed) and, if asked to,
     ``step=N.ckpt``.
 
     A checkpoint is of the moment between two steps: it is written when the next batch is about to be trained on, or training ends. At the end
@@ -46,7 +46,8 @@ class Checkpoints(pl.Callback):
 
     Args:
         folder: of the run.
-        every_n_steps: optimiser steps between two writes of ``last.ckpt``.
+        every_n_steps: optimiser steps between two writes of ``last.ckpt``,
+        min_seconds: and the time that has to lie between them: a GPU makes 50 steps in the time of a few writes.
         frequency: epochs between two kept checkpoints.
         keep_previous: keep all of them, or only the newest.
         config: the run's configuration in plain containers, stored in every checkpoint so that it can be rebuilt from the file.
@@ -56,9 +57,9 @@ class Checkpoints(pl.Callback):
         UserError: after a signal, when the checkpoint is written.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, frequency: int, keep_previous: bool, config: dict[str, Any],
+    def __init__(self, folder: Path, every_n_steps: int, min_seconds: float, frequency: int, keep_previous: bool, config: dict[str, Any],
                  keep_every_n_steps: int | None = None):
-        self.folder, self.every_n_steps, self.frequency, self.keep_previous = folder, every_n_steps, frequency, keep_previous
+        self.folder, self.every_n_steps, self.min_seconds, self.frequency, self.keep_previous = folder, every_n_steps, min_seconds, frequency, keep_previous
         self.config, self.keep_every_n_steps = config, keep_every_n_steps
         self.saved_step = 0
         self.loss = torch.zeros(())
@@ -80,6 +81,7 @@ class Checkpoints(pl.Callback):
     # when it is written
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.saved_at = time.monotonic()
         environment = trainer._accelerator_connector.cluster_environment
         self.requeue_signal = environment.requeue_signal if getattr(environment, "auto_requeue", False) else None  # SLURM's only
         self.requeue = signal.getsignal(self.requeue_signal) if self.requeue_signal else None  # Lightning's
@@ -99,8 +101,10 @@ class Checkpoints(pl.Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = step  # Lightning is one ahead when it continues from between two steps
         if self.keep_every_n_steps and step and step % self.keep_every_n_steps == 0:
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt", weights_only=False)
-        if batch_idx == 0 or step % self.every_n_steps == 0:
-            self._save_last(trainer, 0 if batch_idx else trainer.current_epoch)
+        if batch_idx == 0:
+            self._save_last(trainer, trainer.current_epoch)
+        elif step % self.every_n_steps == 0 and trainer.strategy.reduce_boolean_decision(time.monotonic() - self.saved_at >= self.min_seconds):
+            self._save_last(trainer)
         self._answer_signal(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -126,7 +130,7 @@ class Checkpoints(pl.Callback):
             if epoch and (epoch % self.frequency == 0 or epoch == trainer.max_epochs):
                 self._keep(trainer, self.folder / f"epoch={epoch}.ckpt")
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-            self.saved_step = trainer.global_step
+            self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _keep(self, trainer: pl.Trainer, path: Path) -> None:
         trainer.save_checkpoint(path, weights_only=False)

@@ -61,8 +61,8 @@ def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: 
     timer = pl.callbacks.Timer()
     trainer.callbacks += [timer, StopOnBrokenLoss()]
     if cfg.checkpoint.enabled:
-        trainer.callbacks.append(Checkpoints(folder, cfg.checkpoint.every_n_steps, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev,
-                                             OmegaConf.to_container(cfg), cfg.checkpoint.keep_every_n_steps))
+        trainer.callbacks.append(Checkpoints(folder, cfg.checkpoint.every_n_steps, cfg.checkpoint.min_seconds, cfg.checkpoint.frequency,
+                                             cfg.checkpoint.keep_prev, OmegaConf.to_container(cfg), cfg.checkpoint.keep_every_n_steps))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C

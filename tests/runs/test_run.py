@@ -23,7 +23,7 @@ from emp_plugin.transforms import BatchMultiPatch
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["precision=32", "data.num_patches=2", "optimizer.batch_size=16", "method_kwargs.embedding_dim=32",
         "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16", "data.fraction=0.06", "limit_val_batches=1",
-        "evaluation.linear.epochs=2", "evaluation.views=[bag]", "evaluation.bag_patches=2", "checkpoint.every_n_steps=2",
+        "evaluation.linear.epochs=2", "evaluation.views=[bag]", "evaluation.bag_patches=2", "checkpoint.every_n_steps=2", "checkpoint.min_seconds=0",
         "checkpoint.keep_prev=True", "accelerator=cpu", "enable_progress_bar=False"]
 
 
@@ -166,6 +166,21 @@ def test_a_run_cut_short_in_an_epoch_ends_as_if_it_never_was(finished, tmp_path,
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     left, right = (pd.read_csv(run / "metrics.csv").sort_values("step").reset_index(drop=True) for run in (resumed, finished))
     pd.testing.assert_frame_equal(left[sorted(left)], right[sorted(right)])
+
+
+@pytest.mark.parametrize("seconds, step", [(0, 7), (1000, 5)])
+def test_checkpoints_within_an_epoch_are_not_closer_than_asked(tmp_path, monkeypatch, seconds, step):
+    class Cut(Exception):
+        pass
+
+    def cut(self, trainer, *args):
+        if trainer.global_step == 8:  # in the second epoch of five steps
+            raise Cut
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", cut)
+    with pytest.raises(Cut):
+        pretrain(tmp_path, "max_epochs=2", "checkpoint.every_n_steps=1", f"checkpoint.min_seconds={seconds}")
+    assert torch.load(the_run(tmp_path) / "last.ckpt", weights_only=True)["global_step"] == step
 
 
 def test_a_finished_run_is_not_continued(tmp_path):
