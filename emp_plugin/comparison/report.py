@@ -1,4 +1,5 @@
 """From the rows of a comparison (CSV) to its tables and plots; nothing else is needed. And the table of transfers."""
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,8 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
                 axis.errorbar(points.x, points.y, points.spread.fillna(0), linewidth=1.4, capsize=3, label=label, **style)
             if part[quantity].max() > 20 * part[quantity].min() > 0:
                 axis.set_xscale("log")
-                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                decades = math.log10(part[quantity].max() / part[quantity].min())
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
                 axis.xaxis.set_major_formatter("{x:g}")
                 axis.xaxis.set_minor_formatter("")
             else:

@@ -37,8 +37,8 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Keeps ``last.ckpt`` (every few steps, unless they took no time, and at the end of every epoch), ``epoch=K.ckpt`` (every ``frequency`` epochs, K completed) and, if asked to,
-    ``step=N.ckpt``.
+    """Keeps ``last.ckpt`` (every few steps, where ``min_seconds`` have passed, and at the end of every epoch), ``epoch=K.ckpt`` (every ``frequency``
+    epochs, K completed) and, if asked to, ``step=N.ckpt``.
 
     A checkpoint is of the moment between two steps: it is written when the next batch is about to be trained on, or training ends. At the end
     of a batch would be too early: Lightning calls a callback's hook before the module's (momentum networks) and logs after both. SIGTERM,
@@ -46,8 +46,8 @@ class Checkpoints(pl.Callback):
 
     Args:
         folder: of the run.
-        every_n_steps: optimiser steps between two writes of ``last.ckpt``,
-        min_seconds: and the time that has to lie between them: a GPU makes 50 steps in the time of a few writes.
+        every_n_steps: optimiser steps between two writes of ``last.ckpt`` within an epoch.
+        min_seconds: that have passed since the one before: a GPU makes 50 steps in the time of a few writes.
         frequency: epochs between two kept checkpoints.
         keep_previous: keep all of them, or only the newest.
         config: the run's configuration in plain containers, stored in every checkpoint so that it can be rebuilt from the file.

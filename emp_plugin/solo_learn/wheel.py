@@ -154,7 +154,7 @@ def step_lars_at_once(solo: SimpleNamespace) -> None:
     step's gradients (none, after zero_grad), and the new ones are used raw and without weight decay. So: closure first, then LARS.
 
     And it scales one weight after the other, with a dozen small operations and three questions (is the norm zero?) that each make the host wait for a GPU,
-    which is idle meanwhile. So: all weights of a group in one call, without questions. The bits are the wheel's.
+    which is idle meanwhile. So: all weights of a group in one call, without questions. On a CPU the bits are the wheel's.
     """
 
     @torch.no_grad()

@@ -20,8 +20,8 @@ from .recipe import PatchRecipe
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # Bytes of one float32 copy of a block. On a CPU a few such copies should stay in the last-level cache, but much smaller
-# blocks pay for more calls; on an accelerator blocks only bound the memory, and a step's patches are one block: a GPU is
-# done with an operation on all of them sooner than the host can launch the next.
+# blocks pay for more calls; on an accelerator blocks only bound the memory (2,000 patches of 32x32 are one): a fast GPU
+# is done with an operation on all of them about as soon as the host has launched the next.
 CPU_BLOCK_BYTES = 2**22
 DEVICE_BLOCK_BYTES = 2**28
 
@@ -199,7 +199,7 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
     left = torch.where(flat.flip, width - flat.width - flat.left, flat.left)
     boxes = torch.stack((image, flat.top, left, flat.height, flat.width))
 
-    # In order of the hue shift's place (4: no jitter), then of the crop's area: a block is a slice of patches much alike.
+    # In order of the hue shift's place (4: no jitter), then of the crop's area, so that most blocks hold patches much alike.
     hue_at = torch.where(flat.jitter, (flat.order == HUE).int().argmax(-1), 4)
     index = (hue_at * (height * width + 1) + flat.height * flat.width).argsort(stable=True)
     flat, boxes = PatchParameters(*(field[index] for field in flat)), boxes[:, index]

@@ -28,7 +28,7 @@ RUN = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp"
        "backbone.stem_padding=null", "data.num_patches=2", "data.output_size=32", "data.holdout=0.035", "data.fraction=0.05", "method_kwargs.embedding_dim=16",
        "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "max_epochs=2", "checkpoint.keep_prev=True", "auto_resume.enabled=False",
        "accelerator=cpu", "enable_progress_bar=False", "enable_model_summary=False", "evaluation.views=[whole]", "evaluation.probes=[knn]",
-       "knn_eval.enabled=True", "limit_train_batches=6"]
+       "knn_eval.enabled=True", "limit_train_batches=6", "checkpoint.every_n_steps=2", "checkpoint.min_seconds=0"]
 
 
 def without_batchnorm(inputs, outputs):

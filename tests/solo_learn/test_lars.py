@@ -94,29 +94,31 @@ def test_unpatched_uses_raw_gradients(tools, unpatched):
 
 
 @of_the_wheel
+@pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("clip", [False, True])
-def test_rates_are_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip):
-    """Of large and small gradients, of weights or gradients that are zero, and at a learning rate of zero; a value that Python asks for shows in a profile."""
-    weights = [torch.randn(30, 20), torch.randn(30, 20), torch.zeros(4, 4), torch.randn(4, 4), torch.randn(5, 5)]
-    gradients = [torch.randn(30, 20), 1e-4 * torch.randn(30, 20), torch.randn(4, 4), torch.zeros(4, 4), torch.full((5, 5), torch.nan)]
-    for lr in (0.3, 0.0):
-        scaled, events = [], []
-        for lars in (patched, unpatched.lars):
-            params = [nn.Parameter(weight.clone()) for weight in weights]
-            for p, gradient in zip(params, gradients):
-                p.grad = gradient.clone()
-            optimizer = make_lars(lars, params, lr=lr, clip=clip)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-                if lars is patched:
-                    optimizer.step()
-                else:
-                    for p in params:
-                        optimizer.update_p(p, {"lr": lr}, DECAY)
-            scaled.append([p.grad for p in params])
-            events.append({event.name for event in profile.events()})
-        assert all(torch.equal(a, b) or a.isnan().all() and b.isnan().all() for a, b in zip(*scaled))
-        assert not torch.equal(scaled[0][0], gradients[0]) and torch.equal(scaled[0][2], gradients[2]) and torch.equal(scaled[0][3], gradients[3])
-        assert ["aten::_local_scalar_dense" in names for names in events] == [False, True]
+def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, exclude):
+    """Of groups with rates and decays of their own, of weights or gradients that are zero or not there, and NaN; a value that Python asks for shows in a profile."""
+    ended, events = [], []
+    for lars in (patched, unpatched.lars):
+        draws = torch.Generator().manual_seed(0)
+        shapes = [(30, 20), (20,), (8, 3, 3, 3), (4, 4), (4, 4), (5,), (), (64, 33), (5, 5)]
+        params = [nn.Parameter(10.0 ** (i % 4 - 2) * torch.randn(shape, generator=draws)) for i, shape in enumerate(shapes)]
+        params[3].data.zero_()
+        groups = [{"params": params[:3], "weight_decay": 0.02}, {"params": params[3:7], "lr": 0.0}, {"params": params[7:], "lr": 0.3, "weight_decay": 0.0}]
+        optimizer = make_lars(lars, groups, clip=clip, exclude=exclude)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for step in range(4):
+                for i, p in enumerate(params):
+                    p.grad = 10.0 ** (-3 * (i % 2)) * torch.randn(p.shape, generator=draws)
+                params[4].grad *= step % 2
+                params[0].grad = None if step == 1 else params[0].grad
+                params[8].grad *= torch.nan if step == 3 else 1
+                optimizer.step()
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, DECAY, 0.0]
+        ended.append([value for p in params for value in (p.detach(), p.grad, optimizer.state[p].get("momentum_buffer")) if value is not None])
+        events.append({event.name for event in profile.events()})
+    assert len(ended[0]) == 27 and all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*ended))
+    assert ["aten::_local_scalar_dense" in names for names in events] == [False, True]
 
 
 def test_step_returns_the_closures_loss_and_restores_weight_decay():
