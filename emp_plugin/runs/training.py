@@ -69,12 +69,13 @@ def fit(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule, train: 
         raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}") from error
-    except (RuntimeError, ConnectionError) as error:  # the second when a worker dies while it hands something over
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the others when a worker dies while it hands something over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         images = [path for data in (train, test) if isinstance(data, ImageFiles) for path in data.died_on()]
-        raise UserError(f"a data worker died after step {trainer.global_step}" + (f", reading {', '.join(images)}" if images else "")
-                        + f" ({str(error).splitlines()[0]}): out of memory, perhaps; data.num_workers=0 fetches images in the main process") from error
+        reading, said = f", reading {', '.join(images)}" if images else "", (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"a data worker died after step {trainer.global_step}{reading} ({said}): out of memory, perhaps; "
+                        "data.num_workers=0 fetches images in the main process") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the first process evaluates alone
     return timer.time_elapsed("train")

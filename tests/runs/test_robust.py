@@ -227,6 +227,16 @@ def test_a_dead_worker_is_named(tmp_path, monkeypatch, capsys):
     assert "a data worker died after step" in message and "data.num_workers=0" in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize("error, said", [(EOFError(), "EOFError"), (ConnectionResetError("reset by peer"), "reset by peer")])
+def test_a_worker_that_dies_as_it_hands_something_over_is_named(tmp_path, monkeypatch, capsys, error, said):
+    def fail(trainer):
+        raise error
+
+    at_step(monkeypatch, 1, fail)
+    assert pretrain(tmp_path, "optimizer.batch_size=4") == 1
+    assert f"a data worker died after step 1 ({said}): out of memory, perhaps" in capsys.readouterr().err
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MB."""
