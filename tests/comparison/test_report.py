@@ -98,6 +98,17 @@ def test_minutes_of_a_gpu_are_not_rounded_away(tmp_path, minutes, written):
     assert cells(table, "BYOL")[3] == ("minutes", written) and cells(until, "BYOL")[2] == ("50 %", written)
 
 
+def test_a_logarithmic_axis_has_few_labels_without_powers(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("emp_plugin.comparison.report.save_figure", lambda figure, path: drawn.append(figure))
+    report(tmp_path, [row("emp", 0, 50.0 + minutes, epoch=minutes, minutes=minutes) for minutes in (0.3, 3.0, 20.0)])
+    drawn[0].canvas.draw()
+    for axis in drawn[0].axes:
+        low, high = axis.get_xlim()
+        labels = [label.get_text() for which in ("major", "minor") for label in axis.get_xticklabels(which=which) if low <= label.get_position()[0] <= high]
+        assert axis.get_xscale() == "log" and [label for label in labels if label] == ["0.5", "1", "2", "5", "10", "20"]
+
+
 def test_readings_of_the_epochs_are_not_mixed(tmp_path):
     def paper(schedule):
         table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, features="embedding", view="bag of 128 augmented", paper="EMP-SSL 200 patches")])

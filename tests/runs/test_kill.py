@@ -14,8 +14,8 @@ import torch
 from emp_plugin import main_pretrain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = ["precision=32", "optimizer.batch_size=8", "data.holdout=0.02", "data.fraction=0.045", "max_epochs=2", "checkpoint.every_n_steps=3", "checkpoint.min_seconds=0",
-        "evaluation.views=[bag]", "evaluation.bag_patches=1", "evaluation.probes=[knn]", "accelerator=cpu", "enable_progress_bar=False",
+TINY = ["precision=32", "optimizer.batch_size=8", "data.holdout=0.02", "data.fraction=0.045", "max_epochs=2", "checkpoint.every_n_steps=3",
+        "checkpoint.min_seconds=0", "evaluation.views=[bag]", "evaluation.bag_patches=1", "evaluation.probes=[knn]", "accelerator=cpu", "enable_progress_bar=False",
         "enable_model_summary=False", "auto_resume.enabled=True", "knn_eval.enabled=True", "log_every_n_steps=1", "optimizer.lr=0.1"]
 TWO_VIEWS = ["~method_kwargs", "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]"]
 METHODS = {

@@ -20,8 +20,8 @@ from emp_plugin.runs.probing import load_method
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["precision=32", "data.num_patches=2", "data.patch_size=8", "data.output_size=8", "optimizer.batch_size=8", "data.fraction=0.045", "data.holdout=0.02",
-        "method_kwargs.embedding_dim=16", "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "max_epochs=1", "checkpoint.every_n_steps=2", "checkpoint.min_seconds=0",
-        "evaluation.enabled=False", "accelerator=cpu", "enable_progress_bar=False", "enable_model_summary=False", "auto_resume.enabled=True"]
+        "method_kwargs.embedding_dim=16", "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "max_epochs=1", "checkpoint.every_n_steps=2",
+        "checkpoint.min_seconds=0", "evaluation.enabled=False", "accelerator=cpu", "enable_progress_bar=False", "enable_model_summary=False", "auto_resume.enabled=True"]
 
 
 def pretrain(folder, *overrides):

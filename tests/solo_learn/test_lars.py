@@ -97,7 +97,8 @@ def test_unpatched_uses_raw_gradients(tools, unpatched):
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("clip", [False, True])
 def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, exclude):
-    """Of groups with rates and decays of their own, of weights or gradients that are zero or not there, and NaN; a value that Python asks for shows in a profile."""
+    """Of groups with rates and decays of their own, and of weights or gradients that are zero, NaN or not there. A value that Python asks for shows in a
+    profile."""
     ended, events = [], []
     for lars in (patched, unpatched.lars):
         draws = torch.Generator().manual_seed(0)
