@@ -43,7 +43,7 @@ class Data:
     dataset: str = MISSING
     train_path: Optional[str] = "./datasets"
     val_path: Optional[str] = None  # custom: class folders to evaluate on; the head's key, but the other datasets find theirs in train_path
-    image_size: Optional[int] = None  # imagenet100 and custom: side in pixels that images are resized to; None: 224
+    image_size: Optional[int] = None  # digits, imagenet100 and custom: side in pixels that images are resized to; None: 32, 224, 224
     format: str = "image_folder"
     num_workers: int = 0
     views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
@@ -375,7 +375,7 @@ def _check_run(cfg: DictConfig) -> None:
     _require(len(cfg.augmentations) > 0, "augmentations is empty")
     _require(cfg.method != "emp" or len(cfg.augmentations) == 1, "emp takes one augmentation recipe (its num_crops is the number of patches)")
     _require(cfg.data.image_size is None or (cfg.data.dataset in RESIZABLE and cfg.data.image_size >= 1),
-             f"data.image_size is a number of pixels, for {' and '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]}")
+             f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]}")
     size = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
     for recipe in recipes(cfg):
         _require(recipe.patch_size is None or recipe.patch_size <= size,

@@ -18,7 +18,7 @@ CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 # None: whatever the folder holds
 NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet100": 100, "custom": None}
 IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet100": 224, "custom": 224}  # pixels
-RESIZABLE = ("imagenet100", "custom")  # streamed from disk, at data.image_size
+RESIZABLE = ("digits", "imagenet100", "custom")  # to data.image_size; the last two are streamed from disk
 SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
 UNLABELLED = ["unlabelled"]  # the one class of a folder without classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
@@ -59,7 +59,7 @@ def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fracti
             test images: for choosing settings without looking at the test set.
         fraction: if positive, keep only this (stratified) fraction of the training images.
         val_path: custom: class folders to evaluate on.
-        image_size: ``imagenet100`` and ``custom``: side in pixels that every image is resized to; None: 224.
+        image_size: ``digits``, ``imagenet100`` and ``custom``: side in pixels that every image is resized to; None: 32, 224 and 224.
 
     Raises:
         UserError: for an unknown name, missing or broken files, or fractions outside (0, 1).
@@ -67,7 +67,7 @@ def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fracti
     if name not in NUM_CLASSES:
         raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
     if name == "digits":
-        train, test = _digits()
+        train, test = _digits(image_size or IMAGE_SIZE[name])
     elif not train_path:
         raise UserError(f"data.train_path is not set; {name} needs a folder to read from" + (" or to download into" if name in CIFAR else ""))
     else:
@@ -109,11 +109,11 @@ def _stratified_split(data: ImageData, fraction: float, setting: str) -> tuple[I
     return data.subset(np.sort(rest)), data.subset(np.sort(part))
 
 
-def _digits() -> tuple[ImageData, ImageData]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, upsampled to 32x32 RGB; a fifth is the test set."""
+def _digits(size: int) -> tuple[ImageData, ImageData]:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size; a fifth is the test set."""
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(grey, size=32, mode="bilinear").round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    images = F.interpolate(grey, size=size, mode="bilinear").round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     return _stratified_split(ImageData(images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]), 0.2, "test")
 
 

@@ -4,6 +4,8 @@ A run of one epoch, or of a part of one (``limit_train_batches``), is a whole tr
 """
 from typing import Any
 
+from torch import Tensor
+
 from emp_plugin.solo_learn.schedules import steps_of
 
 
@@ -11,6 +13,7 @@ def apply_patches(swav: type, momentum: type) -> None:
     """Patch the classes SwAV and BaseMomentumMethod; a second call does nothing."""
     if not hasattr(swav, "_counts_by_step"):
         count_swavs_epochs_in_fractions(swav)
+        wait_for_swavs_queue(swav)
         move_tau_by_step(momentum)
         swav._counts_by_step = True
 
@@ -22,6 +25,23 @@ def count_swavs_epochs_in_fractions(swav: type) -> None:
         return self.trainer.global_step / steps_of(self.trainer)[1]
 
     swav.current_epoch = property(current_epoch)
+
+
+def wait_for_swavs_queue(swav: type) -> None:
+    """The queue is used once it is full, as in SwAV's own code (facebookresearch/swav), and not before ``epoch_queue_starts``: until then it holds zeros,
+    equally far from all prototypes, which drown the batch's assignments. In 1000 epochs it is full long before it starts; fitted to one, it is not."""
+    original = swav.get_assignments
+
+    def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:
+        size = self.queue_size
+        if size > 0 and not self.queue[0, -1].any():
+            self.queue_size = 0
+        try:
+            return original(self, preds)
+        finally:
+            self.queue_size = size
+
+    swav.get_assignments = get_assignments
 
 
 def move_tau_by_step(momentum: type) -> None:
