@@ -42,7 +42,7 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
         torch.testing.assert_close(backbone(images), expected, atol=1e-6, rtol=1e-5)
     assert not backbone.training and backbone.settings["architecture"] == "resnet18" and backbone.settings["stem_padding"] == 1
     assert (backbone.settings["epochs"], backbone.settings["method"], backbone.settings["dataset"]) == (2, "emp", "digits")
-    assert backbone.settings["recipe"]["patch_size"] == 16 and json.dumps(backbone.settings["versions"])
+    assert backbone.settings["recipe"]["patch_size"] == 8 and json.dumps(backbone.settings["versions"])
     with pytest.raises(ValueError, match="uint8"):
         backbone(images.float())
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names

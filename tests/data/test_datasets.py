@@ -10,17 +10,18 @@ from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
 
 
-def test_digits_are_real_and_split_once(digits):
-    train, test = digits
-    assert (len(train), len(test)) == (1437, 360) and train.images.shape[1:] == (3, 32, 32) and train.images.dtype == torch.uint8
+@pytest.mark.parametrize("size", [32, 16])
+def test_digits_are_real_and_split_once(size):
+    train, test = digits = load_dataset("digits", None, image_size=size)
+    assert (len(train), len(test)) == (1437, 360) and train.images.shape[1:] == (3, size, size) and train.images.dtype == torch.uint8
     counts = [torch.bincount(split.targets, minlength=10) / len(split) for split in digits]
     assert (counts[0] - counts[1]).abs().max() < 0.01  # stratified
-    small = torch.cat([split.images[:, 0].float().view(-1, 8, 4, 8, 4).mean((2, 4)) for split in digits]) * 16 / 255
+    small = torch.cat([split.images[:, 0].float().view(-1, 8, size // 8, 8, size // 8).mean((2, 4)) for split in digits]) * 16 / 255
     originals = load_digits()
     nearest = torch.cdist(small.flatten(1), torch.from_numpy(originals.images).float().flatten(1)).min(1)
     assert nearest.values.max() < 18 and len(nearest.indices.unique()) > 1780  # each is one of scikit-learn's, softened
     assert torch.equal(torch.from_numpy(originals.target)[nearest.indices], torch.cat([split.targets for split in digits]))
-    again = load_dataset("digits", None)
+    again = load_dataset("digits", None, image_size=size)
     assert torch.equal(again[0].images, train.images)
 
 

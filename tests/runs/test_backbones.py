@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["precision=32", "optimizer.batch_size=8", "data.num_patches=2", "data.holdout=0.03", "data.fraction=0.03", "limit_train_batches=2", "max_epochs=1",
         "method_kwargs.embedding_dim=16", "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "evaluation.probes=[knn]", "evaluation.bag_patches=2",
         "evaluation.references=False", "accelerator=cpu", "enable_progress_bar=False"]
-VIT = ["backbone.name=vit_tiny", "backbone.kwargs={patch_size: 8}", "backbone.stem_padding=null"]
+VIT = ["backbone.name=vit_tiny", "backbone.kwargs={patch_size: 8}", "backbone.stem_padding=null", "data.image_size=32"]
 BAG = ["evaluation.views=[bag]", "limit_val_batches=0"]
 
 

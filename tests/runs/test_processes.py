@@ -25,7 +25,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 N, B, SIDE = 3, 8, 4  # patches, images of the global batch, side of a patch
 # A ViT has no BatchNorm, whose statistics would be those of a process's own images
 RUN = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", "precision=32", "backbone.name=vit_tiny", "backbone.kwargs={patch_size: 16}",
-       "backbone.stem_padding=null", "data.num_patches=2", "data.output_size=32", "data.holdout=0.035", "data.fraction=0.05", "method_kwargs.embedding_dim=16",
+       "backbone.stem_padding=null", "data.num_patches=2", "data.image_size=32", "data.output_size=32", "data.holdout=0.035", "data.fraction=0.05", "method_kwargs.embedding_dim=16",
        "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "max_epochs=2", "checkpoint.keep_prev=True", "auto_resume.enabled=False",
        "accelerator=cpu", "enable_progress_bar=False", "enable_model_summary=False", "evaluation.views=[whole]", "evaluation.probes=[knn]",
        "knn_eval.enabled=True", "limit_train_batches=6", "checkpoint.every_n_steps=2", "checkpoint.min_seconds=0"]

@@ -46,6 +46,12 @@ def test_swav_in_one_epoch(tools):
     assert watch.forwards == [2, 2, 2, 2, 4, 4]  # two views; then also the queue of each
 
 
+def test_swavs_queue_waits_until_it_is_full(tools):
+    """8 images in batches of 4: by its setting it would begin at once, with zeros for images."""
+    watch = watched(tools, build_method(tools.make_config("swav", method_kwargs__epoch_queue_starts=0)))
+    assert watch.forwards == [2, 2, 4, 4, 4, 4]
+
+
 @pytest.mark.parametrize("epochs, moved", [(1, [False, True]), (2, [False, False])])
 def test_swavs_whole_epochs_are_solo_learns(tools, epochs, moved):
     cfg = tools.make_config("swav", max_epochs=3, method_kwargs__freeze_prototypes_epochs=epochs, scheduler__warmup_epochs=0)
