@@ -17,8 +17,8 @@ from rich.table import Table
 from emp_plugin.runs.folder import versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["precision=32", "backbone.name=vit_tiny", "backbone.kwargs={patch_size: 16}", "backbone.stem_padding=null", "data.num_patches=1", "data.output_size=32",
-        "method_kwargs.embedding_dim=8", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "optimizer.batch_size=4", "limit_val_batches=1",
+TINY = ["precision=32", "backbone.name=vit_tiny", "backbone.kwargs={patch_size: 16}", "backbone.stem_padding=null", "data.num_patches=1", "data.image_size=32",
+        "data.output_size=32", "method_kwargs.embedding_dim=8", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "optimizer.batch_size=4", "limit_val_batches=1",
         "evaluation.enabled=False", "accelerator=cpu", "enable_progress_bar=False", "auto_resume.enabled=False", "knn_eval.enabled=True", "log_every_n_steps=10"]
 START_UP = "import sys, resource; from emp_plugin.data import load_dataset; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; import time; t = time.perf_counter(); " \
     "n = len(load_dataset('cifar10', sys.argv[1])[0]); print(n, time.perf_counter() - t, a, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

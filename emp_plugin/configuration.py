@@ -375,7 +375,8 @@ def _check_run(cfg: DictConfig) -> None:
     _require(len(cfg.augmentations) > 0, "augmentations is empty")
     _require(cfg.method != "emp" or len(cfg.augmentations) == 1, "emp takes one augmentation recipe (its num_crops is the number of patches)")
     _require(cfg.data.image_size is None or (cfg.data.dataset in RESIZABLE and cfg.data.image_size >= 1),
-             f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]}")
+             f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]} "
+             "(data.image_size=null)")
     size = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
     for recipe in recipes(cfg):
         _require(recipe.patch_size is None or recipe.patch_size <= size,

@@ -87,6 +87,7 @@ def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(confi
     ("data.dataset=mnist", "unknown data.dataset 'mnist'.*digits"),
     ("optimizer.batch_size=1", "batch_size must be at least 2"),
     ("data.patch_size=33", "larger than the images"),
+    ("data.image_size=16", "for digits, imagenet100, custom; images of cifar10 have 32"),
     ("data.num_patches=0", "augmentations: num_patches"),
     ("augmentations=[{colour_jitter: {prob: 1}}]", "unknown augmentation keys: colour_jitter"),
     ("augmentations=unheard_of", "unheard_of"),

@@ -114,12 +114,14 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
 
 def probed_data(cfg: DictConfig, probe: DictConfig) -> DictConfig:
     """The data settings that a checkpoint of a run ``cfg`` is probed with. What is not given is the run's, its hold-out included; but a val_path goes with
-    its train_path, and a hold-out without one."""
+    its train_path, a hold-out without one, and an image_size with its dataset."""
     given = {key: value for key, value in probe.data.items() if value is not None}
     if "val_path" in given:
         dropped = {"holdout": 0.0}
     else:
         dropped = {"val_path": None} if "train_path" in given else {}
+    if given.get("dataset", cfg.data.dataset) != cfg.data.dataset:
+        dropped["image_size"] = None
     return OmegaConf.merge(cfg.data, dropped, given)
 
 

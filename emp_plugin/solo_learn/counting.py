@@ -1,4 +1,5 @@
-"""What solo-learn's methods count by the epoch, or by the loader's length, counted by the optimiser step; on either generation.
+"""What solo-learn's methods count by the epoch, or by the loader's length, counted by the optimiser step, and what else goes wrong for them in short runs; on
+either generation.
 
 A run of one epoch, or of a part of one (``limit_train_batches``), is a whole training here.
 """
@@ -28,13 +29,13 @@ def count_swavs_epochs_in_fractions(swav: type) -> None:
 
 
 def wait_for_swavs_queue(swav: type) -> None:
-    """The queue is used once it is full, as in SwAV's own code (facebookresearch/swav), and not before ``epoch_queue_starts``: until then it holds zeros,
-    equally far from all prototypes, which drown the batch's assignments. In 1000 epochs it is full long before it starts; fitted to one, it is not."""
+    """The queue is used once it is full, as in SwAV's own code (facebookresearch/swav), and not before ``epoch_queue_starts``: until it is full it holds
+    zeros, equally far from all prototypes, which drown the batch's assignments. In 1000 epochs it is full long before it starts; fitted to one, it may not be."""
     original = swav.get_assignments
 
     def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:
         size = self.queue_size
-        if size > 0 and not self.queue[0, -1].any():
+        if size > 0 and self.current_epoch >= self.epoch_queue_starts and not self.queue[0, -1].any():
             self.queue_size = 0
         try:
             return original(self, preds)

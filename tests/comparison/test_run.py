@@ -64,7 +64,7 @@ def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, cap
     (versions,) = json.loads((tmp_path / "versions.json").read_text())
     assert torch.__version__.startswith(versions["torch"]) and versions["runs"] == [emp.run, simclr.run]
     assert {"table.md", "time_to_accuracy.md", "results.csv", "comparison.yaml", "versions.json", "runs"} <= {path.name for path in tmp_path.iterdir()}
-    assert "scheduler.warmup_epochs=0.01" in capsys.readouterr().out  # fitted: 10 of 1000
+    assert "scheduler.warmup_epochs=0.1" in capsys.readouterr().out  # fitted: 1 of 10
 
     again = compare(tmp_path)
     assert trained == ["emp", "simclr"]

@@ -11,7 +11,7 @@ from solo.losses.swav import swav_loss_func
 from solo.losses.vicreg import vicreg_loss_func
 from solo.utils.sinkhorn_knopp import SinkhornKnopp
 
-from emp_plugin.data import PretrainData
+from emp_plugin.data import PretrainData, load_dataset
 from emp_plugin.configuration import recipes
 from emp_plugin.runs.probing import fresh_method
 from emp_plugin.solo_learn import GENERATION, backbone_of, pl
@@ -23,6 +23,12 @@ HEADS = {"simclr": ["method_kwargs.proj_hidden_dim=32"], "vicreg": ["method_kwar
          "byol": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.pred_hidden_dim=32"],
          "swav": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.num_prototypes=20", "method_kwargs.queue_size=16"],
          "ressl": ["method_kwargs.proj_hidden_dim=32", "method_kwargs.queue_size=64"]}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(train, test), as the recipes have them."""
+    return load_dataset("digits", None, image_size=16)
 
 
 class Record(pl.Callback):
@@ -58,8 +64,8 @@ def fit(cfg, train, steps):
     return model, record
 
 
-def expected_loss(name, out, queue):
-    """solo-learn's loss function on the recorded outputs, with the settings published for CIFAR (SwAV's sk_epsilon: digits')."""
+def expected_loss(name, out, queue, sk_epsilon):
+    """solo-learn's loss function on the recorded outputs, with the settings published for CIFAR, but for SwAV's ``sk_epsilon``."""
     if name == "simclr":
         z = out["projector"]
         arguments = (torch.cat(z), torch.arange(len(z[0])).repeat(2)) if GENERATION == "head" else z
@@ -71,7 +77,7 @@ def expected_loss(name, out, queue):
         return "train_vicreg_loss", vicreg_loss_func(*out["projector"], sim_loss_weight=25.0, var_loss_weight=25.0, cov_loss_weight=1.0)
     if name == "swav":
         p, of_queue = out["prototypes"][:2], out["prototypes"][2:] or [torch.empty(0)] * 2
-        return "train_swav_loss", swav_loss_func(p, [SinkhornKnopp(3, 0.02, 1)(torch.cat(both))[:len(p[0])] for both in zip(p, of_queue)], 0.1)
+        return "train_swav_loss", swav_loss_func(p, [SinkhornKnopp(3, sk_epsilon, 1)(torch.cat(both))[:len(p[0])] for both in zip(p, of_queue)], 0.1)
     # the head passes both views through both networks, the wheel the first through the one and the second through the other
     q, k = (torch.nn.functional.normalize(z, dim=-1) for z in (out["projector"][0], out["momentum_projector"][-1]))
     return "train_ressl_loss" if GENERATION == "head" else "ressl_loss", ressl_loss_func(q, k, queue, 0.1, 0.04)
@@ -94,9 +100,9 @@ def trained():
 @pytest.mark.parametrize("name", BASELINES)
 def test_losses_of_the_first_steps_are_solo_learns(trained, config, digits, name):
     """In the second one SwAV's assignments and ReSSL's relations are taken over the keys of the first, too."""
-    _, record = trained(name, config, digits[0])
+    model, record = trained(name, config, digits[0])
     for out, queue, logged in zip(record.outputs, record.queues, record.logged, strict=True):
-        key, expected = expected_loss(name, out, queue)
+        key, expected = expected_loss(name, out, queue, getattr(model, "sk_epsilon", None))
         assert logged.get(f"{key}_step", logged.get(key)) == pytest.approx(expected.item(), rel=1e-5)
     assert not queue.numel() or not torch.equal(queue, record.queues[0])
     assert record.outputs[0].keys() >= {"projector"} and len(record.outputs[0]["projector"]) == (1 if name == "ressl" and GENERATION == "wheel" else 2)
@@ -153,6 +159,7 @@ def test_cifars_recipes_say_what_solo_learn_publishes(config, name):
     assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == published
     if name == "swav":
         assert (cfg.method_kwargs.epoch_queue_starts, cfg.method_kwargs.freeze_prototypes_epochs) == (50, 2)
+        assert fresh_method(cfg).sk_epsilon == 0.05 and fresh_method(config("digits/swav")).sk_epsilon == 0.02
     first, second = (recipes(cfg) * 2)[:2] if len(cfg.augmentations) == 1 else recipes(cfg)
     assert sum(recipe.num_patches for recipe in recipes(cfg)) == 2 and first.mean == (0.4914, 0.4822, 0.4465)
     assert first.scale == ((0.2, 1.0) if name == "vicreg" else (0.08, 1.0)) and first.ratio == (3 / 4, 4 / 3) and first.interpolation == "bicubic"
@@ -189,8 +196,8 @@ def test_views_of_images_in_workers(config, digits, name):
     """With ``data.views=image``; the same training with and without workers."""
     losses = []
     for workers in (0, 2):
-        cfg = config(f"digits/{name}", *SMALL, *HEADS[name], "data.views=image", f"data.num_workers={workers}", "optimizer.batch_size=8", *(
-            ["method_kwargs.queue_size=64"] if name == "ressl" else []))
+        cfg = config(f"digits/{name}", *SMALL, *(setting for setting in HEADS[name] if name != "swav" or "queue" not in setting), "data.views=image",
+                     f"data.num_workers={workers}", "optimizer.batch_size=8")
         _, record = fit(cfg, digits[0].subset(range(16)), 2)
         losses.append([logged["train_class_loss_step"] for logged in record.logged])
     assert losses[0] == losses[1]

@@ -13,6 +13,9 @@ from emp_plugin.runs import probing
     ({"val_path": "v"}, {"train_path": "u", "holdout": 0.2}, {"train_path": "u", "val_path": None, "holdout": 0.2}),  # v is of t's classes
     ({"holdout": 0.1}, {"train_path": "u", "val_path": "w"}, {"train_path": "u", "val_path": "w", "holdout": 0.0}),  # not a tenth of u
     ({"holdout": 0.1}, {"val_path": "w", "holdout": 0.2}, {"val_path": "w", "holdout": 0.2}),
+    ({"image_size": 48}, {"fraction": 0.5}, {"image_size": 48}),
+    ({"image_size": 48}, {"dataset": "digits"}, {"dataset": "digits", "image_size": None}),
+    ({"image_size": 48}, {"dataset": "digits", "image_size": 16}, {"image_size": 16}),
 ])
 def test_what_is_given_takes_the_place_of_the_checkpoints_data(config, monkeypatch, trained, given, expected):
     cfg, asked = config("custom/emp", "data.train_path=t", *(f"data.{key}={value}" for key, value in trained.items())), []
