@@ -80,7 +80,7 @@ def expected_loss(name, out, queue, sk_epsilon):
         return "train_swav_loss", swav_loss_func(p, [SinkhornKnopp(3, sk_epsilon, 1)(torch.cat(both))[:len(p[0])] for both in zip(p, of_queue)], 0.1)
     # the head passes both views through both networks, the wheel the first through the one and the second through the other
     q, k = (torch.nn.functional.normalize(z, dim=-1) for z in (out["projector"][0], out["momentum_projector"][-1]))
-    return "train_ressl_loss" if GENERATION == "head" else "ressl_loss", ressl_loss_func(q, k, queue, 0.1, 0.04)
+    return "train_ressl_loss" if GENERATION == "head" else "ressl_loss", ressl_loss_func(q, k, queue, 0.1, 0.002)  # the temperatures of digits/ressl.yaml
 
 
 @pytest.fixture(scope="module")
