@@ -68,10 +68,12 @@ def test_same_distribution(recipe, digits):
     check_same_distribution(recipe, *both(recipe, digits))
 
 
-@pytest.mark.parametrize("name, view", [("simclr", 0), ("swav", 0), ("vicreg", 0), ("byol", 0), ("byol", 1), ("ressl", 0), ("ressl", 1)])
+@pytest.mark.parametrize("name, view", [
+    ("cifar/simclr", 0), ("cifar/swav", 0), ("cifar/vicreg", 0), ("cifar/byol", 0), ("cifar/byol", 1), ("cifar/ressl", 0), ("cifar/ressl", 1),
+    ("digits/simclr", 0), ("digits/swav", 0), ("digits/vicreg", 0), ("digits/byol", 0), ("digits/ressl", 0), ("digits/ressl", 1)])
 def test_baselines_views_are_distributed_as_solo_learns_own(config, digits, name, view):
     """The transforms of ``data.views=image`` are solo-learn's, random-resized crops included."""
-    recipe = recipes(config(f"cifar/{name}"))[view].with_patches(40)
+    recipe = recipes(config(name))[view].with_patches(40)
     transform = image_transform(recipe)
     assert type(transform).__module__.startswith("solo.")
     check_same_distribution(recipe, *both(recipe, digits, transform))
