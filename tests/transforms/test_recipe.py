@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from emp_plugin.configuration import recipes
 from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe, recipe_from_augmentation
 
 
@@ -31,6 +32,15 @@ def test_plain_keeps_crops_and_normalisation():
     assert plain == dataclasses.replace(recipe, **off)
     assert plain == dataclasses.replace(recipe, jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0)).plain()  # the crops are the same
     assert recipe.with_patches(7) == dataclasses.replace(recipe, num_patches=7)
+
+
+def test_baselines_views_of_digits_differ_in_jitter_alone(config):
+    """BYOL has half of it, ReSSL's teacher none; their files repeat everything else."""
+    both = recipes(config("digits/simclr"))[0]
+    weaker = dataclasses.replace(both, jitter=(0.2, 0.2, 0, 0))
+    assert recipes(config("digits/byol")) == [weaker]
+    student, teacher = recipes(config("digits/ressl"))
+    assert student == both.with_patches(1) and teacher == both.with_patches(1).plain()
 
 
 @pytest.mark.parametrize(
