@@ -9,6 +9,7 @@ solarised. Where it is per batch and ours per patch: the order of the jitter's o
 in ColorJitter; the latter, taken here, has torchvision's formulas). Its shared blur kernel of 17 taps is ours for sigma up to 2. Crops
 only of a fixed size: without antialiasing its resizing is ours when it enlarges.
 """
+
 import torch
 from common import DEVICE, arguments, report, side_by_side
 from PIL import Image
@@ -38,7 +39,11 @@ def kornia_pipeline(recipe: PatchRecipe) -> torch.nn.Module:
 
     size = recipe.output_size
     taps = 2 * blur_radius(recipe.blur_sigma[1], size) + 1
-    resize = [] if recipe.patch_size == size else [K.Resize((size, size), resample=recipe.interpolation, align_corners=False)]
+    resize = (
+        []
+        if recipe.patch_size == size
+        else [K.Resize((size, size), resample=recipe.interpolation, align_corners=False)]
+    )
     return K.AugmentationSequential(
         K.RandomCrop((recipe.patch_size, recipe.patch_size)),
         *resize,
@@ -60,9 +65,17 @@ def main() -> None:
         "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 4),
         "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 2),
         "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 2),
-        "a quarter of the area -> 224, bicubic": (PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic), 10, 224, 2),
+        "a quarter of the area -> 224, bicubic": (
+            PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic),
+            10,
+            224,
+            2,
+        ),
         "0.08 to 1 of the area -> 224, bicubic": (
-            PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic), 10, 256, 2,
+            PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic),
+            10,
+            256,
+            2,
         ),  # fmt: skip
     }
     cases = {}
@@ -71,7 +84,12 @@ def main() -> None:
             b, passes = 2, 1
         images = torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)
         on_device, transform = images.to(DEVICE), BatchMultiPatch.from_recipe(recipe)
-        loader = DataLoader(PILPatches(images.repeat(passes, 1, 1, 1), recipe), b, num_workers=2, persistent_workers=True)
+        loader = DataLoader(
+            PILPatches(images.repeat(passes, 1, 1, 1), recipe),
+            b,
+            num_workers=2,
+            persistent_workers=True,
+        )
 
         def ours():
             for _ in range(passes):
@@ -88,12 +106,19 @@ def main() -> None:
             except ImportError:
                 print("kornia is not installed (pip install kornia): its case is left out")
             else:
-                references["kornia"] = lambda: [theirs((on_device.float() / 255).repeat(recipe.num_patches, 1, 1, 1)) for _ in range(passes)]
+                references["kornia"] = lambda: [
+                    theirs((on_device.float() / 255).repeat(recipe.num_patches, 1, 1, 1))
+                    for _ in range(passes)
+                ]
         for other, reference in references.items():
             case = side_by_side(ours, reference, args.trials)
             patches = recipe.num_patches * b * passes
-            case["patches_per_second"] = {who: patches / case[who]["median"] for who in ("ours", "reference")}
-            print(f"{name}, {other}: {case['patches_per_second']['ours']:,.0f} patches/s, theirs {case['patches_per_second']['reference']:,.0f}")
+            case["patches_per_second"] = {
+                who: patches / case[who]["median"] for who in ("ours", "reference")
+            }
+            print(
+                f"{name}, {other}: {case['patches_per_second']['ours']:,.0f} patches/s, theirs {case['patches_per_second']['reference']:,.0f}"
+            )
             cases[f"{other}, {name}, b {b}, n {recipe.num_patches}"] = case
     report("BatchMultiPatch", cases, args)
 

@@ -1,4 +1,5 @@
 """A bag of 128 patches for each image, beside the bare forward pass of the same network on ready patches."""
+
 import torch
 from common import DEVICE, arguments, report, side_by_side
 from step import SCRIPTS
@@ -33,7 +34,10 @@ def main() -> None:
         for augmented in (True, False):
             label = "augmented" if augmented else "plain"
             cases[f"{name}, {images} images x {bag} {label} patches"] = side_by_side(
-                lambda: extract_features(method, data, recipe, "bag", bag, augmented, bf16=True), bare, args.trials)
+                lambda: extract_features(method, data, recipe, "bag", bag, augmented, bf16=True),
+                bare,
+                args.trials,
+            )
     report("bag of features", cases, args)
 
 

@@ -1,4 +1,5 @@
 """Side-by-side timing, and the table and JSON that every benchmark leaves."""
+
 import argparse
 import json
 import statistics
@@ -36,7 +37,9 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def side_by_side(ours: Callable[[], Any], reference: Callable[[], Any], trials: int) -> dict[str, Any]:
+def side_by_side(
+    ours: Callable[[], Any], reference: Callable[[], Any], trials: int
+) -> dict[str, Any]:
     """Time both in turn, ``trials`` times after one warm-up each: seconds (median, min, max), and the median of the trials' ratios.
 
     In turn, so that a machine that slows down slows both.
@@ -50,7 +53,11 @@ def case(ours: list[float], reference: list[float] | None) -> dict[str, Any]:
     """Seconds of paired trials -> what :func:`report` prints of them; without a reference only ours."""
     if reference is None:
         return {"ours": _spread(ours), "reference": None, "ratio": None}
-    return {"ours": _spread(ours), "reference": _spread(reference), "ratio": statistics.median(b / a for a, b in zip(ours, reference))}
+    return {
+        "ours": _spread(ours),
+        "reference": _spread(reference),
+        "ratio": statistics.median(b / a for a, b in zip(ours, reference)),
+    }
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -59,14 +66,43 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def report(title: str, cases: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     """Print the cases and write them as one JSON object. A case holds at least ours, reference and ratio (reference / ours), and perhaps peak_mb."""
-    table = Table(title=f"{title} ({args.trials} trials, {versions()['hardware']}, torch {torch.__version__})")
-    for column in ("case", "ours: median s (min to max)", "reference", "reference / ours", "peak MB"):
+    table = Table(
+        title=f"{title} ({args.trials} trials, {versions()['hardware']}, torch {torch.__version__})"
+    )
+    for column in (
+        "case",
+        "ours: median s (min to max)",
+        "reference",
+        "reference / ours",
+        "peak MB",
+    ):
         table.add_column(column)
     for name, measured in cases.items():
-        times = [f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" if t else "" for t in (measured["ours"], measured["reference"])]
-        table.add_row(name, *times, f"{measured['ratio']:.2f}" if measured["ratio"] else "", f"{measured.get('peak_mb', '')}")
+        times = [
+            f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" if t else ""
+            for t in (measured["ours"], measured["reference"])
+        ]
+        table.add_row(
+            name,
+            *times,
+            f"{measured['ratio']:.2f}" if measured["ratio"] else "",
+            f"{measured.get('peak_mb', '')}",
+        )
     Console(width=150).print(table)
     if args.json:
         hardware = f"{versions()['hardware']}, {torch.get_num_threads()} threads"
-        write_text(args.json, json.dumps({"benchmark": title, "hardware": hardware, "versions": versions(), "trials": args.trials,
-                                          "small": args.small, "cases": cases}, indent=2) + "\n")
+        write_text(
+            args.json,
+            json.dumps(
+                {
+                    "benchmark": title,
+                    "hardware": hardware,
+                    "versions": versions(),
+                    "trials": args.trials,
+                    "small": args.small,
+                    "cases": cases,
+                },
+                indent=2,
+            )
+            + "\n",
+        )

@@ -1,4 +1,5 @@
 """Memory and open files over 2,000 steps of a tiny run, without and with worker processes; and what a folder of 100,000 images costs at the start."""
+
 import json
 import os
 import subprocess
@@ -17,11 +18,30 @@ from rich.table import Table
 from emp_plugin.runs.folder import versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["precision=32", "backbone.name=vit_tiny", "backbone.kwargs={patch_size: 16}", "backbone.stem_padding=null", "data.num_patches=1", "data.image_size=32",
-        "data.output_size=32", "method_kwargs.embedding_dim=8", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "optimizer.batch_size=4", "limit_val_batches=1",
-        "evaluation.enabled=False", "accelerator=cpu", "enable_progress_bar=False", "auto_resume.enabled=False", "knn_eval.enabled=True", "log_every_n_steps=10"]
-START_UP = "import sys, resource; from emp_plugin.data import load_dataset; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; import time; t = time.perf_counter(); " \
+TINY = [
+    "precision=32",
+    "backbone.name=vit_tiny",
+    "backbone.kwargs={patch_size: 16}",
+    "backbone.stem_padding=null",
+    "data.num_patches=1",
+    "data.image_size=32",
+    "data.output_size=32",
+    "method_kwargs.embedding_dim=8",
+    "method_kwargs.proj_hidden_dim=8",
+    "method_kwargs.proj_output_dim=8",
+    "optimizer.batch_size=4",
+    "limit_val_batches=1",
+    "evaluation.enabled=False",
+    "accelerator=cpu",
+    "enable_progress_bar=False",
+    "auto_resume.enabled=False",
+    "knn_eval.enabled=True",
+    "log_every_n_steps=10",
+]
+START_UP = (
+    "import sys, resource; from emp_plugin.data import load_dataset; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; import time; t = time.perf_counter(); "
     "n = len(load_dataset('cifar10', sys.argv[1])[0]); print(n, time.perf_counter() - t, a, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+)
 
 
 def family(pid: int) -> list[int]:
@@ -33,22 +53,41 @@ def family(pid: int) -> list[int]:
 def usage(pid: int) -> tuple[float, int]:
     """Resident memory in MB (of the process alone: workers share its pages) and open files of a process and its children."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sum(len(os.listdir(f"/proc/{one}/fd")) for one in family(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sum(
+        len(os.listdir(f"/proc/{one}/fd")) for one in family(pid)
+    )
 
 
 def long_run(epochs: int, batches: int, workers: int) -> dict[str, Any]:
     """(step, MB, open files) of a run, sampled four times a second."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "emp_plugin.main_pretrain", "--config-path", str(ROOT / "scripts" / "pretrain"), "--config-name", "digits/emp", *TINY,
-                   f"checkpoint.dir={folder}", f"max_epochs={epochs}", f"limit_train_batches={batches}", f"data.num_workers={workers}"]
+        command = [
+            sys.executable,
+            "-m",
+            "emp_plugin.main_pretrain",
+            "--config-path",
+            str(ROOT / "scripts" / "pretrain"),
+            "--config-name",
+            "digits/emp",
+            *TINY,
+            f"checkpoint.dir={folder}",
+            f"max_epochs={epochs}",
+            f"limit_train_batches={batches}",
+            f"data.num_workers={workers}",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         began = time.perf_counter()
         while process.poll() is None:
             time.sleep(0.25)
             for metrics in Path(folder).glob("emp/*/metrics.csv"):
                 try:
-                    samples.append((int(metrics.read_text().splitlines()[-1].split(",")[0]), *usage(process.pid)))
+                    samples.append(
+                        (
+                            int(metrics.read_text().splitlines()[-1].split(",")[0]),
+                            *usage(process.pid),
+                        )
+                    )
                 except (OSError, IndexError, ValueError):
                     pass  # it has just ended, or writes a line
         if process.returncode:
@@ -58,8 +97,14 @@ def long_run(epochs: int, batches: int, workers: int) -> dict[str, Any]:
     for part in (0.1, 0.25, 0.5, 0.75, 0.95):  # the very end holds the last checkpoint and pictures
         step, memory, files = min(samples, key=lambda sample: abs(sample[0] - part * steps))
         marks[f"step {step}"] = {"MB": round(memory, 1), "open files": files}
-    return {"steps": steps, "workers": workers, "seconds": round(time.perf_counter() - began, 1), "at": marks,
-            "most open files": max(files for _, _, files in samples), "peak MB": round(max(memory for _, memory, _ in samples), 1)}
+    return {
+        "steps": steps,
+        "workers": workers,
+        "seconds": round(time.perf_counter() - began, 1),
+        "at": marks,
+        "most open files": max(files for _, _, files in samples),
+        "peak MB": round(max(memory for _, memory, _ in samples), 1),
+    }
 
 
 def start_up(images: int) -> dict[str, Any]:
@@ -71,16 +116,30 @@ def start_up(images: int) -> dict[str, Any]:
                 folder = Path(root, split, str(label))
                 folder.mkdir(parents=True)
                 for i in range(count // 10):
-                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png", compress_level=0)
-        answer = subprocess.run([sys.executable, "-c", START_UP, root], capture_output=True, text=True, check=True)
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                        folder / f"{i}.png", compress_level=0
+                    )
+        answer = subprocess.run(
+            [sys.executable, "-c", START_UP, root], capture_output=True, text=True, check=True
+        )
     count, seconds, before, after = (float(value) for value in answer.stdout.split())
-    return {"images": int(count), "seconds": round(seconds, 1), "images per second": round(count / seconds), "MB before": round(before / 1024), "peak MB": round(after / 1024)}
+    return {
+        "images": int(count),
+        "seconds": round(seconds, 1),
+        "images per second": round(count / seconds),
+        "MB before": round(before / 1024),
+        "peak MB": round(after / 1024),
+    }
 
 
 def main() -> None:
     args = arguments(__doc__, trials=1)
     epochs, batches, images = (2, 20, 1000) if args.small else (6, 334, 100_000)
-    cases = {"no workers": long_run(epochs, batches, 0), "2 workers": long_run(epochs, batches, 2), "start-up": start_up(images)}
+    cases = {
+        "no workers": long_run(epochs, batches, 0),
+        "2 workers": long_run(epochs, batches, 2),
+        "start-up": start_up(images),
+    }
     table = Table(title=f"a long run and a large folder ({versions()['hardware']})")
     for column in ("case", "figures"):
         table.add_column(column)
@@ -88,8 +147,20 @@ def main() -> None:
         table.add_row(name, json.dumps(case))
     Console().print(table)
     if args.json:
-        write_text(args.json, json.dumps({"benchmark": "long run", "hardware": versions()["hardware"], "versions": versions(),
-                                          "small": args.small, "cases": cases}, indent=2) + "\n")
+        write_text(
+            args.json,
+            json.dumps(
+                {
+                    "benchmark": "long run",
+                    "hardware": versions()["hardware"],
+                    "versions": versions(),
+                    "small": args.small,
+                    "cases": cases,
+                },
+                indent=2,
+            )
+            + "\n",
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The objective, forward and backward, against the published algorithm (one d x d logdet per patch) and lightly's EMPSSLLoss."""
+
 import torch
 import torch.nn.functional as F
 from common import DEVICE, arguments, report, side_by_side
@@ -29,15 +30,22 @@ def main() -> None:
 
         ours = lambda: backward(emp_ssl_loss(z).loss)  # noqa: E731
         size = f"n {n}, b {b}, d {d}"
-        cases[f"loop of d x d logdets, {size}"] = side_by_side(ours, lambda: backward(published(z)), args.trials)
-        cases[f"loop of d x d logdets, {size}"]["values"] = [emp_ssl_loss(z).loss.item(), published(z).item()]
+        cases[f"loop of d x d logdets, {size}"] = side_by_side(
+            ours, lambda: backward(published(z)), args.trials
+        )
+        cases[f"loop of d x d logdets, {size}"]["values"] = [
+            emp_ssl_loss(z).loss.item(),
+            published(z).item(),
+        ]
         try:
             from lightly.loss.emp_ssl_loss import EMPSSLLoss
         except ImportError:
             print("lightly is not installed (pip install lightly): its case is left out")
             continue
         theirs = EMPSSLLoss()
-        cases[f"lightly, {size}"] = side_by_side(ours, lambda: backward(theirs(list(z))), args.trials)
+        cases[f"lightly, {size}"] = side_by_side(
+            ours, lambda: backward(theirs(list(z))), args.trials
+        )
         cases[f"lightly, {size}"]["values"] = [emp_ssl_loss(z).loss.item(), theirs(list(z)).item()]
     report("emp_ssl_loss", cases, args)
 

@@ -3,6 +3,7 @@
 Whole probes of ours are timed; of the reference one epoch is, and multiplied by 100 in the table. Both start from torch's initialisation (not the
 same draw) and see batches of 100; the accuracies come from `epochs` whole epochs of each.
 """
+
 import torch
 import torch.nn.functional as F
 from common import DEVICE, arguments, case, report, seconds
@@ -28,9 +29,13 @@ class Reference:
 
     def __init__(self, x: Tensor, y: Tensor, epochs: int, num_workers: int):
         self.layer = nn.Linear(x.shape[1], CLASSES).to(DEVICE)
-        self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-5)
+        self.optimizer = torch.optim.SGD(
+            self.layer.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-5
+        )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs)
-        self.loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True, drop_last=True, num_workers=num_workers)
+        self.loader = DataLoader(
+            TensorDataset(x, y), BATCH, shuffle=True, drop_last=True, num_workers=num_workers
+        )
 
     def __call__(self) -> None:
         for x, y in self.loader:
@@ -47,16 +52,24 @@ def main() -> None:
     for width in (32,) if args.small else (512, 4096):
         (x, y), (u, v) = made_up(count, width, 1), made_up(count // 5, width, 2)
         reference = Reference(x, y, epochs, num_workers=0)
-        linear_probe(x, y, u, v, CLASSES, 1, device=DEVICE), Reference(x, y, 1, num_workers=0)()  # warm-ups
+        (
+            linear_probe(x, y, u, v, CLASSES, 1, device=DEVICE),
+            Reference(x, y, 1, num_workers=0)(),
+        )  # warm-ups
         times = {"ours": [], 0: [], 2: []}
         for _ in range(args.trials):
-            times["ours"].append(seconds(lambda: linear_probe(x, y, u, v, CLASSES, epochs, device=DEVICE)))
+            times["ours"].append(
+                seconds(lambda: linear_probe(x, y, u, v, CLASSES, epochs, device=DEVICE))
+            )
             for workers in (0, 2):
                 times[workers].append(epochs * seconds(Reference(x, y, epochs, workers)))
         for _ in range(epochs):
             reference()
         with torch.no_grad():
-            accuracy = {"ours": linear_probe(x, y, u, v, CLASSES, epochs, device=DEVICE).top1, "reference": top_k(reference.layer(u.to(DEVICE)).cpu(), v).top1}
+            accuracy = {
+                "ours": linear_probe(x, y, u, v, CLASSES, epochs, device=DEVICE).top1,
+                "reference": top_k(reference.layer(u.to(DEVICE)).cpu(), v).top1,
+            }
         for workers in (2, 0):
             name = f"{count} x {width}, {epochs} epochs; DataLoader with {workers} workers (100 x one epoch)"
             cases[name] = case(times["ours"], times[workers]) | {"top1": accuracy}

@@ -11,6 +11,7 @@
 Ours and the bare network are timed in turn, inside one run of Lightning's Trainer; the published way in processes of its own, whose trials are paired with
 ours in order. Images are scikit-learn's digits, 32x32: the time does not depend on what they show.
 """
+
 import json
 import os
 import subprocess
@@ -36,7 +37,11 @@ from emp_plugin.solo_learn import backbone_of, pl
 from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "pretrain"
-ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # what scripts/env.sh sets
+ALLOCATOR = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)  # what scripts/env.sh sets
 
 
 class InTurn(pl.Callback):
@@ -47,7 +52,14 @@ class InTurn(pl.Callback):
         self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *references)}
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         self.seconds["ours"].append(time.perf_counter() - self.began)
@@ -78,7 +90,7 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
     """Patches, forward, loss and backward (no optimiser step, in its favour) as the authors' program makes them."""
     [recipe] = recipes(cfg)
     transform = MultiPatchTransform(**vars(recipe))
-    pictures = [to_pil_image(image) for image in images[:cfg.optimizer.batch_size]]
+    pictures = [to_pil_image(image) for image in images[: cfg.optimizer.batch_size]]
     network = fresh_method(cfg).to(DEVICE, memory_format=torch.contiguous_format)
 
     def step() -> None:
@@ -96,42 +108,69 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
 def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
     """Seconds of the training steps of a run, and of the references in turn with them. The first of each is a warm-up."""
     images, _ = load_dataset(cfg.data.dataset, None)
-    images = images.subset(torch.arange(cfg.limit_train_batches * cfg.optimizer.batch_size) % len(images))  # however many steps
+    images = images.subset(
+        torch.arange(cfg.limit_train_batches * cfg.optimizer.batch_size) % len(images)
+    )  # however many steps
     views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
     watch = InTurn(references)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))
         trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)
         trainer.callbacks.append(watch)
-        trainer.fit(fresh_method(cfg), datamodule=PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True))
+        trainer.fit(
+            fresh_method(cfg),
+            datamodule=PretrainData(
+                images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True
+            ),
+        )
     return watch.seconds
 
 
-def published_seconds(overrides: list[str], trials: int, environment: dict[str, str]) -> list[float]:
+def published_seconds(
+    overrides: list[str], trials: int, environment: dict[str, str]
+) -> list[float]:
     """Seconds of ``trials`` published steps, after one as a warm-up, in a process of their own."""
-    answer = subprocess.run([sys.executable, __file__, "--published", str(trials), *overrides], env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, __file__, "--published", str(trials), *overrides],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
     return json.loads(answer.stdout.splitlines()[-1])
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--published"]:
-        step = published_step(read_config(SCRIPTS, "cifar/emp", sys.argv[3:]), load_dataset("digits", None)[0].images)
+        step = published_step(
+            read_config(SCRIPTS, "cifar/emp", sys.argv[3:]), load_dataset("digits", None)[0].images
+        )
         step()
         print(json.dumps([seconds_of(step) for _ in range(int(sys.argv[2]))]))
         return
     args = arguments(__doc__.splitlines()[0], trials=3)
-    overrides = ["data.dataset=digits", f"limit_train_batches={args.trials + 1}", "log_every_n_steps=1", "enable_model_summary=False"]
+    overrides = [
+        "data.dataset=digits",
+        f"limit_train_batches={args.trials + 1}",
+        "log_every_n_steps=1",
+        "enable_model_summary=False",
+    ]
     if args.small:
         overrides += ["data.num_patches=2", "optimizer.batch_size=4"]
     plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
-    published = {"system's allocator": published_seconds(overrides, args.trials, plain), "our allocator settings": published_seconds(overrides, args.trials, dict(os.environ))}
+    published = {
+        "system's allocator": published_seconds(overrides, args.trials, plain),
+        "our allocator settings": published_seconds(overrides, args.trials, dict(os.environ)),
+    }
     cases = {}
     for name in ("emp", "emp_native"):
         cfg = read_config(SCRIPTS, f"cifar/{name}", overrides)
         times = {who: seconds[1:] for who, seconds in train(cfg, {"bare": bare(cfg)}).items()}
         cases[f"{name}: bare forward and backward"] = case(times["ours"], times["bare"])
         for allocator, seconds in published.items():
-            cases[f"{name}: published way, 16 -> 32, float32, {allocator}"] = case(times["ours"], seconds)
+            cases[f"{name}: published way, 16 -> 32, float32, {allocator}"] = case(
+                times["ours"], seconds
+            )
     report("training step", cases, args)
 
 

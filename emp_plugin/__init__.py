@@ -1,4 +1,5 @@
 """EMP-SSL for solo-learn. Importing this package puts ``"emp"`` into ``solo.methods.METHODS``."""
+
 from typing import Any
 
 __version__ = "0.1.0"

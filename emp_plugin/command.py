@@ -1,4 +1,5 @@
 """What all command lines share."""
+
 import errno
 import functools
 import signal

@@ -5,4 +5,6 @@ class UserError(ValueError):
     """Something the user can mend: a setting, a path, a file. The message says what is wrong and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip())  # torch makes one of a data worker's whole traceback
+        super().__init__(
+            message.rpartition(f"{__name__}.UserError: ")[2].rstrip()
+        )  # torch makes one of a data worker's whole traceback

@@ -1,4 +1,5 @@
 """Weights that leave the project: a backbone as safetensors, with what is needed to rebuild and feed it."""
+
 import json
 import os
 from contextlib import suppress
@@ -20,7 +21,10 @@ from emp_plugin.runs.probing import epochs_of, load_method
 from emp_plugin.solo_learn import backbone_of, build_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
-PATHS = {"data": ("train_path", "val_path"), "checkpoint": ("dir",)}  # of the machine it was trained on: no business of others
+PATHS = {
+    "data": ("train_path", "val_path"),
+    "checkpoint": ("dir",),
+}  # of the machine it was trained on: no business of others
 
 
 class Backbone(nn.Module):
@@ -43,7 +47,9 @@ class Backbone(nn.Module):
             ValueError: for anything but such images.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be uint8 (b, 3, H, W), got {images.dtype} {tuple(images.shape)}; for normalised ones use .network")
+            raise ValueError(
+                f"images must be uint8 (b, 3, H, W), got {images.dtype} {tuple(images.shape)}; for normalised ones use .network"
+            )
         return self.network(normalise(images, self.settings["mean"], self.settings["std"]))
 
 
@@ -58,10 +64,22 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
     config["resume_from_checkpoint"] = None
     for part, names in PATHS.items():
         config[part] = {key: value for key, value in config[part].items() if key not in names}
-    settings = {"architecture": cfg.backbone.name, "stem_padding": cfg.backbone.stem_padding, "mean": recipe["mean"], "std": recipe["std"],
-                "recipe": recipe, "method": cfg.method, "dataset": cfg.data.dataset, "epochs": epochs_of(contents), "steps": contents["global_step"],
-                "versions": versions(), "config": config}
-    weights = {name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()}
+    settings = {
+        "architecture": cfg.backbone.name,
+        "stem_padding": cfg.backbone.stem_padding,
+        "mean": recipe["mean"],
+        "std": recipe["std"],
+        "recipe": recipe,
+        "method": cfg.method,
+        "dataset": cfg.data.dataset,
+        "epochs": epochs_of(contents),
+        "steps": contents["global_step"],
+        "versions": versions(),
+        "config": config,
+    }
+    weights = {
+        name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()
+    }
     out = Path(out).expanduser()
     temporary = out.with_name(out.name + ".tmp")
     try:
@@ -87,7 +105,9 @@ def load_backbone(path: str | Path) -> Backbone:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
     if KEY not in metadata:
-        raise UserError(f"{path} was not written by emp_plugin: it does not say how its backbone is built")
+        raise UserError(
+            f"{path} was not written by emp_plugin: it does not say how its backbone is built"
+        )
     settings = json.loads(metadata[KEY])
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to take
         network = backbone_of(build_method(OmegaConf.create(settings["config"])))

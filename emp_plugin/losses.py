@@ -1,4 +1,5 @@
 """The objective of EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as pure functions of tensors."""
+
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,9 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     tensor(0.6931)
     """
     if z.ndim < 2 or 0 in z.shape[-2:]:
-        raise ValueError(f"total_coding_rate needs z of shape (..., b, d) with b, d >= 1, got {tuple(z.shape)}")
+        raise ValueError(
+            f"total_coding_rate needs z of shape (..., b, d) with b, d >= 1, got {tuple(z.shape)}"
+        )
     if not eps > 0:
         raise ValueError(f"total_coding_rate needs eps > 0, got {eps}")
     b, d = z.shape[-2:]
@@ -70,7 +73,11 @@ class _HalfLogDet(torch.autograd.Function):
         z, factor = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
             # (L L^T)^-1 from L^-1; torch.cholesky_inverse is a little faster on a CPU (benchmarks/README.md), but makes the host wait for a GPU's error code
-            root = torch.linalg.solve_triangular(factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device), upper=False)
+            root = torch.linalg.solve_triangular(
+                factor,
+                torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device),
+                upper=False,
+            )
             inverse = (root.mT @ root).mul_((upstream * ctx.scale)[..., None, None])
             return (inverse @ z if z.shape[-2] <= z.shape[-1] else z @ inverse), None
 
@@ -90,7 +97,9 @@ def patch_invariance(z: Tensor) -> Tensor:
     Source: D in the objective of arXiv 2304.03977, with the batch mean of the authors' code in place of the sum.
     """
     if z.ndim != 3 or 0 in z.shape:
-        raise ValueError(f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}")
+        raise ValueError(
+            f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}"
+        )
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         centre = F.normalize(z.mean(0), dim=-1)
@@ -99,7 +108,9 @@ def patch_invariance(z: Tensor) -> Tensor:
         return (products / torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-8)).mean()
 
 
-def emp_ssl_loss(z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2, gathered: Tensor | None = None) -> EMPLoss:
+def emp_ssl_loss(
+    z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2, gathered: Tensor | None = None
+) -> EMPLoss:
     """EMP-SSL's loss: minus the mean coding rate of the n batches of patches, minus ``invariance_weight`` times their invariance.
 
     Args:
@@ -136,4 +147,6 @@ def effective_rank(z: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
-        return gram.diagonal().sum().square() / gram.square().sum().clamp_min(torch.finfo(z.dtype).tiny)
+        return gram.diagonal().sum().square() / gram.square().sum().clamp_min(
+            torch.finfo(z.dtype).tiny
+        )

@@ -3,6 +3,7 @@
 Keys of the comparison (methods, ablate, values, seeds, epochs, minutes, budget, schedule, evaluate_every, thresholds, results_dir, report_only) are its own;
 all others are overrides of the recipes, of one method's if they begin with its name: ``emp.data.num_patches=8``.
 """
+
 import sys
 
 from emp_plugin.command import user_command

@@ -1,4 +1,5 @@
 """A checkpoint's backbone as safetensors: ``python -m emp_plugin.main_export CHECKPOINT [OUT]``."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -11,9 +12,13 @@ from emp_plugin.export import export_backbone
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path, nargs="?", help="default: backbone.safetensors beside the checkpoint")
+    parser.add_argument(
+        "out", type=Path, nargs="?", help="default: backbone.safetensors beside the checkpoint"
+    )
     args = parser.parse_args(argv)
-    print(f"results: {export_backbone(args.checkpoint, args.out or args.checkpoint.with_name('backbone.safetensors'))}")
+    print(
+        f"results: {export_backbone(args.checkpoint, args.out or args.checkpoint.with_name('backbone.safetensors'))}"
+    )
 
 
 if __name__ == "__main__":

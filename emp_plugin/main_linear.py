@@ -1,4 +1,5 @@
 """Linear evaluation of a checkpoint of any method: ``python -m emp_plugin.main_linear --config-path DIR --config-name NAME [key=value ...]``."""
+
 import sys
 
 from emp_plugin.command import user_command

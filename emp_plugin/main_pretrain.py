@@ -1,4 +1,5 @@
 """Pretrain a method and evaluate it: ``python -m emp_plugin.main_pretrain --config-path DIR --config-name NAME [key=value ...]``."""
+
 import sys
 
 from emp_plugin.command import user_command

@@ -1,4 +1,5 @@
 """Shared by all tests: small real images, and the shipped configurations."""
+
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from emp_plugin.configuration import read_config
 from emp_plugin.data import load_dataset
 
-torch.set_num_threads(1)  # tiny tensors: two threads mostly wait for each other (tests/solo_learn beside other work: 208 s with two, 19 s with one)
+torch.set_num_threads(
+    1
+)  # tiny tensors: two threads mostly wait for each other (tests/solo_learn beside other work: 208 s with two, 19 s with one)
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 

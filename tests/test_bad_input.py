@@ -1,4 +1,5 @@
 """Mistakes through the command line: an exit status, one message, no traceback, within seconds, and nothing left behind."""
+
 import os
 import shutil
 import subprocess
@@ -21,8 +22,18 @@ from emp_plugin.runs.training import build_trainer
 from emp_plugin.transforms import BatchMultiPatch
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-SMALL = ["method_kwargs.embedding_dim=8", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "accelerator=cpu", "precision=32",
-         "enable_progress_bar=False", "max_epochs=1", "limit_train_batches=4", "limit_val_batches=1", "evaluation.enabled=False"]  # a mistake that is let through ends soon
+SMALL = [
+    "method_kwargs.embedding_dim=8",
+    "method_kwargs.proj_hidden_dim=8",
+    "method_kwargs.proj_output_dim=8",
+    "accelerator=cpu",
+    "precision=32",
+    "enable_progress_bar=False",
+    "max_epochs=1",
+    "limit_train_batches=4",
+    "limit_val_batches=1",
+    "evaluation.enabled=False",
+]  # a mistake that is let through ends soon
 
 SETTINGS = [  # overrides of digits/emp, and what the message says
     ("max_epochs=0", "max_epochs must be at least 1"),
@@ -98,7 +109,17 @@ def check(status, capsys, message):
 
 
 def pretrain(folder, *overrides, config="digits/emp"):
-    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", config, *SMALL, f"checkpoint.dir={folder / 'runs'}", *overrides])
+    return main_pretrain.main(
+        [
+            "--config-path",
+            str(SCRIPTS / "pretrain"),
+            "--config-name",
+            config,
+            *SMALL,
+            f"checkpoint.dir={folder / 'runs'}",
+            *overrides,
+        ]
+    )
 
 
 @pytest.mark.parametrize("override,message", SETTINGS)
@@ -115,7 +136,13 @@ def test_a_gpu_that_is_not_there(tmp_path, capsys):
 
 def test_loss_that_is_not_finite(tmp_path, capsys):
     """The one that is found while training: what the run has left by then stays."""
-    overrides = ["optimizer.lr=1e30", "optimizer.kwargs.clip_lr=False", "optimizer.kwargs.eta=1e30", "optimizer.batch_size=16", "data.num_patches=2"]
+    overrides = [
+        "optimizer.lr=1e30",
+        "optimizer.kwargs.clip_lr=False",
+        "optimizer.kwargs.eta=1e30",
+        "optimizer.batch_size=16",
+        "data.num_patches=2",
+    ]
     check(pretrain(tmp_path, *overrides), capsys, "the loss is")
 
 
@@ -131,7 +158,9 @@ def pictures(tmp_path_factory):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                    folder / f"{i}.png"
+                )
     return root
 
 
@@ -150,16 +179,40 @@ def one_class(root):
 
 DAMAGES = {  # what is done to the folder, and what the message says
     "no data": (shutil.rmtree, "download failed"),
-    "no test set": (lambda root: shutil.rmtree(root / "test"), "expected one folder of images per class"),
-    "an empty class": (lambda root: [path.unlink() for path in (root / "train" / "class3").iterdir()], "class3"),
+    "no test set": (
+        lambda root: shutil.rmtree(root / "test"),
+        "expected one folder of images per class",
+    ),
+    "an empty class": (
+        lambda root: [path.unlink() for path in (root / "train" / "class3").iterdir()],
+        "class3",
+    ),
     "a truncated JPEG": (truncated_jpeg, "0.jpg: not a readable image"),
-    "text called .png": (lambda root: (root / "train" / "class1" / "0.png").write_text("hello"), "class1/0.png: not a readable image"),
-    "an empty file": (lambda root: (root / "train" / "class1" / "0.png").write_bytes(b""), "class1/0.png: not a readable image"),
-    "a 1x1 image": (lambda root: Image.new("RGB", (1, 1)).save(root / "train" / "class2" / "1.png"), "class2/1.png: 1x1 pixels, expected 32x32"),
-    "an image smaller than the patch": (lambda root: Image.new("RGB", (32, 12)).save(root / "test" / "class2" / "0.png"), "32x12 pixels"),
-    "floating-point pixels": (lambda root: Image.new("F", (32, 32)).save(root / "train" / "class2" / "9.tiff"), "floating-point"),
+    "text called .png": (
+        lambda root: (root / "train" / "class1" / "0.png").write_text("hello"),
+        "class1/0.png: not a readable image",
+    ),
+    "an empty file": (
+        lambda root: (root / "train" / "class1" / "0.png").write_bytes(b""),
+        "class1/0.png: not a readable image",
+    ),
+    "a 1x1 image": (
+        lambda root: Image.new("RGB", (1, 1)).save(root / "train" / "class2" / "1.png"),
+        "class2/1.png: 1x1 pixels, expected 32x32",
+    ),
+    "an image smaller than the patch": (
+        lambda root: Image.new("RGB", (32, 12)).save(root / "test" / "class2" / "0.png"),
+        "32x12 pixels",
+    ),
+    "floating-point pixels": (
+        lambda root: Image.new("F", (32, 32)).save(root / "train" / "class2" / "9.tiff"),
+        "floating-point",
+    ),
     "one class": (one_class, "1 class folders, but cifar10 has 10"),
-    "labels missing in the test set": (lambda root: shutil.rmtree(root / "test" / "class4"), "different class folders: class4"),
+    "labels missing in the test set": (
+        lambda root: shutil.rmtree(root / "test" / "class4"),
+        "different class folders: class4",
+    ),
     "fewer images than the batch": (lambda root: None, "30 training images are fewer than"),
 }
 
@@ -181,35 +234,65 @@ def test_images(tmp_path, capsys, monkeypatch, pictures, damage):
 def test_other_kinds_of_images_become_rgb(tmp_path, pictures, mode):
     shutil.copytree(pictures, root := tmp_path / "data")
     grey = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
-    image = Image.fromarray(grey * 256 + 7) if mode == "I;16" else Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    image = (
+        Image.fromarray(grey * 256 + 7)
+        if mode == "I;16"
+        else Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    )
     (root / "train" / "class0" / "0.png").unlink()
     image.save(root / "train" / "class0" / "0.tiff")
     read = load_dataset("cifar10", str(root))[0].images[0]
-    expected = torch.from_numpy(grey.astype(np.int64)) if mode != "1" else torch.from_numpy(np.asarray(image).astype(np.int64) * 255)
+    expected = (
+        torch.from_numpy(grey.astype(np.int64))
+        if mode != "1"
+        else torch.from_numpy(np.asarray(image).astype(np.int64) * 255)
+    )
     assert (read.long() - expected).abs().max() <= 1
 
 
 # --- probes, and the options themselves
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (["pretrained_feature_extractor=nowhere.ckpt"], "is not a file"),
-    ([f"pretrained_feature_extractor={SCRIPTS}"], "is not a file"),
-    ([f"pretrained_feature_extractor={SCRIPTS / 'env.sh'}"], "is not a readable checkpoint"),
-    ([], "pretrained_feature_extractor is not set"),
-    (["pretrained_feature_extractor=x.ckpt", "max_epochs=3"], "unknown setting 'max_epochs'"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["pretrained_feature_extractor=nowhere.ckpt"], "is not a file"),
+        ([f"pretrained_feature_extractor={SCRIPTS}"], "is not a file"),
+        ([f"pretrained_feature_extractor={SCRIPTS / 'env.sh'}"], "is not a readable checkpoint"),
+        ([], "pretrained_feature_extractor is not set"),
+        (["pretrained_feature_extractor=x.ckpt", "max_epochs=3"], "unknown setting 'max_epochs'"),
+    ],
+)
 @pytest.mark.parametrize("main,config", [(main_linear, "linear"), (main_knn, "knn")])
 def test_probes(capsys, main, config, arguments, message):
-    check(main.main(["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp", *arguments]), capsys, message)
+    check(
+        main.main(
+            ["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp", *arguments]
+        ),
+        capsys,
+        message,
+    )
 
 
-@pytest.mark.parametrize("arguments,message", [
-    ([], "required: --config-path, --config-name"),
-    (["--config-path", "nowhere", "--config-name", "emp"], "nowhere is not a folder"),
-    (["--config-path", str(SCRIPTS), "--config-name", "nothing"], "nothing"),
-    (["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", "--epochs", "3"], "unknown option --epochs"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ([], "required: --config-path, --config-name"),
+        (["--config-path", "nowhere", "--config-name", "emp"], "nowhere is not a folder"),
+        (["--config-path", str(SCRIPTS), "--config-name", "nothing"], "nothing"),
+        (
+            [
+                "--config-path",
+                str(SCRIPTS / "pretrain"),
+                "--config-name",
+                "digits/emp",
+                "--epochs",
+                "3",
+            ],
+            "unknown option --epochs",
+        ),
+    ],
+)
 def test_options(capsys, arguments, message):
     try:
         status = main_pretrain.main(arguments)
@@ -228,37 +311,126 @@ def test_debug_shows_where(tmp_path):
         pretrain(tmp_path, "max_epochs=0", "--debug")
 
 
-@pytest.mark.parametrize("script,override,message", [
-    ("pretrain/digits", "max_epochs=0", "max_epochs must be at least 1"),
-    ("pretrain/cifar", "data.num_patches=-2", "num_patches"),
-    ("linear/digits", "pretrained_feature_extractor=nowhere.ckpt", "is not a file"),
-    ("knn/cifar", "pretrained_feature_extractor=x.ckpt evaluation.probes=[]", "must not be empty"),
-    ("pretrain/digits", "--nonsense", "unknown option --nonsense"),
-])
+@pytest.mark.parametrize(
+    "script,override,message",
+    [
+        ("pretrain/digits", "max_epochs=0", "max_epochs must be at least 1"),
+        ("pretrain/cifar", "data.num_patches=-2", "num_patches"),
+        ("linear/digits", "pretrained_feature_extractor=nowhere.ckpt", "is not a file"),
+        (
+            "knn/cifar",
+            "pretrained_feature_extractor=x.ckpt evaluation.probes=[]",
+            "must not be empty",
+        ),
+        ("pretrain/digits", "--nonsense", "unknown option --nonsense"),
+    ],
+)
 def test_through_bash(tmp_path, script, override, message):
     before = {path for path in SCRIPTS.rglob("*")}
-    answer = subprocess.run(["bash", str(SCRIPTS / script / "emp.sh"), *override.split()], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert answer.returncode != 0 and "Traceback" not in answer.stderr and answer.stderr.count("error: ") == 1 and message in answer.stderr, answer.stderr
+    answer = subprocess.run(
+        ["bash", str(SCRIPTS / script / "emp.sh"), *override.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert (
+        answer.returncode != 0
+        and "Traceback" not in answer.stderr
+        and answer.stderr.count("error: ") == 1
+        and message in answer.stderr
+    ), answer.stderr
     assert not any(tmp_path.iterdir()) and before == {path for path in SCRIPTS.rglob("*")}
 
 
 # --- arbitrary values
 
-KEYS = ["seed", "max_epochs", "method", "name", "precision", "devices", "data.dataset", "data.num_patches", "data.patch_size", "data.output_size", "data.scale",
-        "data.holdout", "data.fraction", "data.num_workers", "optimizer.name", "optimizer.lr", "optimizer.batch_size", "optimizer.kwargs.eta", "optimizer.kwargs",
-        "scheduler.name", "scheduler.warmup_epochs", "method_kwargs.preset", "method_kwargs.eps", "method_kwargs.patch_chunk", "method_kwargs", "backbone.name",
-        "backbone.stem_padding", "checkpoint.every_n_steps", "checkpoint.dir", "evaluation.views", "evaluation.linear.lr", "knn_eval.k", "augmentations",
-        "limit_train_batches", "accumulate_grad_batches", "log_every_n_steps", "momentum.base_tau", "wandb.enabled", "auto_resume"]
-VALUES = st.one_of(st.integers(-3, 300).map(str), st.floats().map(str), st.booleans().map(str), st.text(max_size=8),
-                   st.sampled_from(["null", "[]", "{}", "[1,2]", "{a: 1}", "[0.2,0.5]", "???", "${seed}", "${nothing}", "''", "auto", "emp", "digits", "resnet18"]))
+KEYS = [
+    "seed",
+    "max_epochs",
+    "method",
+    "name",
+    "precision",
+    "devices",
+    "data.dataset",
+    "data.num_patches",
+    "data.patch_size",
+    "data.output_size",
+    "data.scale",
+    "data.holdout",
+    "data.fraction",
+    "data.num_workers",
+    "optimizer.name",
+    "optimizer.lr",
+    "optimizer.batch_size",
+    "optimizer.kwargs.eta",
+    "optimizer.kwargs",
+    "scheduler.name",
+    "scheduler.warmup_epochs",
+    "method_kwargs.preset",
+    "method_kwargs.eps",
+    "method_kwargs.patch_chunk",
+    "method_kwargs",
+    "backbone.name",
+    "backbone.stem_padding",
+    "checkpoint.every_n_steps",
+    "checkpoint.dir",
+    "evaluation.views",
+    "evaluation.linear.lr",
+    "knn_eval.k",
+    "augmentations",
+    "limit_train_batches",
+    "accumulate_grad_batches",
+    "log_every_n_steps",
+    "momentum.base_tau",
+    "wandb.enabled",
+    "auto_resume",
+]
+VALUES = st.one_of(
+    st.integers(-3, 300).map(str),
+    st.floats().map(str),
+    st.booleans().map(str),
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            "null",
+            "[]",
+            "{}",
+            "[1,2]",
+            "{a: 1}",
+            "[0.2,0.5]",
+            "???",
+            "${seed}",
+            "${nothing}",
+            "''",
+            "auto",
+            "emp",
+            "digits",
+            "resnet18",
+        ]
+    ),
+)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(overrides=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=2))
 def test_arbitrary_settings_give_a_run_or_an_error(tmp_path, overrides):
     try:
-        cfg = read_config(str(SCRIPTS / "pretrain"), "digits/emp", [*SMALL, *(f"{key}={value}" for key, value in overrides)])
-        assert isinstance(cfg, DictConfig) and recipes(cfg) and "max_epochs" not in trainer_arguments(cfg)
+        cfg = read_config(
+            str(SCRIPTS / "pretrain"),
+            "digits/emp",
+            [*SMALL, *(f"{key}={value}" for key, value in overrides)],
+        )
+        assert (
+            isinstance(cfg, DictConfig)
+            and recipes(cfg)
+            and "max_epochs" not in trainer_arguments(cfg)
+        )
         build_trainer(cfg, tmp_path)
         fresh_method(cfg)
     except UserError as error:
@@ -266,9 +438,17 @@ def test_arbitrary_settings_give_a_run_or_an_error(tmp_path, overrides):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(patches=st.integers(-1, 5), size=st.one_of(st.none(), st.integers(-1, 40)), output=st.integers(-1, 40), height=st.integers(1, 40),
-       width=st.integers(1, 40), seed=st.integers(0, 99))
-def test_arbitrary_patches_lie_in_the_image_or_are_an_error(patches, size, output, height, width, seed):
+@given(
+    patches=st.integers(-1, 5),
+    size=st.one_of(st.none(), st.integers(-1, 40)),
+    output=st.integers(-1, 40),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_arbitrary_patches_lie_in_the_image_or_are_an_error(
+    patches, size, output, height, width, seed
+):
     try:
         view = BatchMultiPatch(num_patches=patches, patch_size=size, output_size=output)
         made = view(torch.full((2, 3, height, width), 255, dtype=torch.uint8))

@@ -1,4 +1,5 @@
 """The objective against DESIGN's formula, evaluated independently with numpy in float64."""
+
 import math
 
 import numpy as np
@@ -20,12 +21,19 @@ def reference(z: np.ndarray, weight: float, eps: float) -> tuple[float, float, f
     similarity = 0.0
     for i in range(n):
         for j in range(b):
-            similarity += float(z[i, j] @ centre[j]) / (np.linalg.norm(z[i, j]) * np.linalg.norm(centre[j])) / (n * b)
+            similarity += (
+                float(z[i, j] @ centre[j])
+                / (np.linalg.norm(z[i, j]) * np.linalg.norm(centre[j]))
+                / (n * b)
+            )
     return -(rate + weight * similarity), rate, similarity
 
 
 def projections(n, b, d, dtype=torch.float64, seed=0):
-    return F.normalize(torch.randn(n, b, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1).to(dtype)
+    return F.normalize(
+        torch.randn(n, b, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
+    ).to(dtype)
 
 
 GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
@@ -37,7 +45,9 @@ GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
 def test_value_in_float64(n, b, d, eps, weight):
     z = projections(n, b, d)
     got = emp_ssl_loss(z, weight, eps)
-    np.testing.assert_allclose([x.item() for x in got], reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(
+        [x.item() for x in got], reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("n,b,d", GRID)
@@ -49,14 +59,23 @@ def test_gradient_by_finite_differences(n, b, d, eps):
     for _ in range(6):  # directional derivatives of the independent reference
         direction = rng.standard_normal(z.shape)
         base = z.detach().numpy()
-        slope = (reference(base + h * direction, 200.0, eps)[0] - reference(base - h * direction, 200.0, eps)[0]) / (2 * h)
-        assert float((z.grad * torch.from_numpy(direction)).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-5)
+        slope = (
+            reference(base + h * direction, 200.0, eps)[0]
+            - reference(base - h * direction, 200.0, eps)[0]
+        ) / (2 * h)
+        assert float((z.grad * torch.from_numpy(direction)).sum()) == pytest.approx(
+            slope, rel=1e-5, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("n,b,d", GRID)
 def test_float32_is_close_to_float64(n, b, d):
-    torch.testing.assert_close(emp_ssl_loss(projections(n, b, d, torch.float32)).loss.double(), emp_ssl_loss(projections(n, b, d)).loss,
-                               rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        emp_ssl_loss(projections(n, b, d, torch.float32)).loss.double(),
+        emp_ssl_loss(projections(n, b, d)).loss,
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
 def test_known_errors_of_the_field_would_show():
@@ -67,22 +86,29 @@ def test_known_errors_of_the_field_would_show():
     for wrong in (16 / (8 * 8 * 0.2), 16 / (8 * 0.2**2)):
         assert abs(rate - 0.5 * np.log1p(wrong * singular).sum(-1).mean()) > 0.1
     spread, collapsed = torch.eye(8).expand(3, 8, 8), torch.ones(3, 8, 8) / math.sqrt(8)
-    assert emp_ssl_loss(spread).loss < emp_ssl_loss(collapsed).loss  # minimising the loss must spread images
+    assert (
+        emp_ssl_loss(spread).loss < emp_ssl_loss(collapsed).loss
+    )  # minimising the loss must spread images
     agree, differ = projections(1, 6, 8).expand(4, 6, 8), projections(4, 6, 8)
     assert emp_ssl_loss(agree, 200.0).invariance > emp_ssl_loss(differ, 200.0).invariance
-    assert emp_ssl_loss(agree).loss < emp_ssl_loss(differ).loss  # and draw the patches of one image together
+    assert (
+        emp_ssl_loss(agree).loss < emp_ssl_loss(differ).loss
+    )  # and draw the patches of one image together
 
 
-@pytest.mark.parametrize("name,z", [
-    ("all patches equal", torch.ones(5, 4, 8) / math.sqrt(8)),
-    ("one image", projections(5, 1, 8, torch.float32)),
-    ("one patch", projections(1, 5, 8, torch.float32)),
-    ("rank 1", F.normalize(torch.randn(3, 6, 1) * torch.randn(8), dim=-1)),
-    ("zeros", torch.zeros(2, 3, 4)),
-    ("bfloat16", projections(20, 10, 32, torch.bfloat16)),
-    ("opposite patches", torch.stack([torch.ones(3, 4) / 2, -torch.ones(3, 4) / 2])),
-    ("wide", projections(2, 4, 4096, torch.float32)),
-])
+@pytest.mark.parametrize(
+    "name,z",
+    [
+        ("all patches equal", torch.ones(5, 4, 8) / math.sqrt(8)),
+        ("one image", projections(5, 1, 8, torch.float32)),
+        ("one patch", projections(1, 5, 8, torch.float32)),
+        ("rank 1", F.normalize(torch.randn(3, 6, 1) * torch.randn(8), dim=-1)),
+        ("zeros", torch.zeros(2, 3, 4)),
+        ("bfloat16", projections(20, 10, 32, torch.bfloat16)),
+        ("opposite patches", torch.stack([torch.ones(3, 4) / 2, -torch.ones(3, 4) / 2])),
+        ("wide", projections(2, 4, 4096, torch.float32)),
+    ],
+)
 def test_extreme_inputs_stay_finite(name, z):
     z = z.clone().requires_grad_()
     out = emp_ssl_loss(z)
@@ -106,17 +132,24 @@ def test_autocast_does_not_lower_the_precision():
 
 def test_leading_shapes_and_both_gram_forms():
     z = projections(6, 5, 9)
-    torch.testing.assert_close(total_coding_rate(z.reshape(2, 3, 5, 9)), total_coding_rate(z).reshape(2, 3))
+    torch.testing.assert_close(
+        total_coding_rate(z.reshape(2, 3, 5, 9)), total_coding_rate(z).reshape(2, 3)
+    )
     wide = total_coding_rate(z[0])
     tall = 0.5 * torch.logdet(torch.eye(9, dtype=z.dtype) + 9 / (5 * 0.2) * z[0].T @ z[0])
     torch.testing.assert_close(wide, tall)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: total_coding_rate(torch.zeros(3)), lambda: total_coding_rate(torch.zeros(0, 3)),
-    lambda: total_coding_rate(torch.zeros(2, 3), eps=0), lambda: patch_invariance(torch.zeros(2, 3)),
-    lambda: patch_invariance(torch.zeros(0, 2, 3)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: total_coding_rate(torch.zeros(3)),
+        lambda: total_coding_rate(torch.zeros(0, 3)),
+        lambda: total_coding_rate(torch.zeros(2, 3), eps=0),
+        lambda: patch_invariance(torch.zeros(2, 3)),
+        lambda: patch_invariance(torch.zeros(0, 2, 3)),
+    ],
+)
 def test_impossible_input_is_named(call):
     with pytest.raises(ValueError, match="needs"):
         call()
@@ -128,4 +161,6 @@ def test_effective_rank():
     assert effective_rank(torch.zeros(3, 4)) == 0
     z = projections(1, 12, 5)[0]
     eigenvalues = torch.linalg.eigvalsh(z.T @ z)
-    torch.testing.assert_close(effective_rank(z), eigenvalues.sum() ** 2 / eigenvalues.square().sum())
+    torch.testing.assert_close(
+        effective_rank(z), eigenvalues.sum() ** 2 / eigenvalues.square().sum()
+    )

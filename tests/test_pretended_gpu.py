@@ -1,5 +1,6 @@
 """What a GPU would notice, on a machine without one: tensors that say they are on cuda:0 and compute on the CPU, refuse operands from the CPU, and note
 when the host waits for one of their values. Kernels, streams and autocast are not pretended."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,13 @@ from emp_plugin.runs.callbacks import StopOnBrokenLoss
 from emp_plugin.runs.probing import fresh_method
 from emp_plugin.transforms import BatchMultiPatch
 
-WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::bincount")
+WAITING = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::bincount",
+)
 waits, pinned = [], []
 
 
@@ -24,7 +31,11 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        layout = {
+            "strides": inner.stride(),
+            "storage_offset": inner.storage_offset(),
+            "dtype": inner.dtype,
+        }
         return torch.Tensor._make_wrapper_subclass(cls, inner.size(), device="meta", **layout)
 
     def __init__(self, inner):
@@ -46,14 +57,23 @@ def compute(func, args, kwargs):
     source = "cuda" if any(isinstance(tensor, Pretended) for tensor in tensors) else "cpu"
     target = source if device is None else torch.device(device).type
     if source == "cuda":
-        assert all(isinstance(tensor, Pretended) or not tensor.ndim for tensor in tensors), f"{name}: tensors of two devices"
-        by_mask = name == "aten::index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert all(isinstance(tensor, Pretended) or not tensor.ndim for tensor in tensors), (
+            f"{name}: tensors of two devices"
+        )
+        by_mask = name == "aten::index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
         waits.extend([name] if name in WAITING or by_mask else [])
     if name == "aten::_to_copy" and source != target:
-        at_once = kwargs.get("non_blocking") and (source == "cuda" or any(args[0] is tensor for tensor in pinned))
+        at_once = kwargs.get("non_blocking") and (
+            source == "cuda" or any(args[0] is tensor for tensor in pinned)
+        )
         waits.extend([] if at_once else [f"copy to {target}"])
     inner = kwargs if device is None else kwargs | {"device": torch.device("cpu")}
-    out = func(*tree_map_only(Pretended, lambda tensor: tensor.inner, args), **tree_map_only(Pretended, lambda tensor: tensor.inner, inner))
+    out = func(
+        *tree_map_only(Pretended, lambda tensor: tensor.inner, args),
+        **tree_map_only(Pretended, lambda tensor: tensor.inner, inner),
+    )
     if target == "cpu":
         return out
     out = tree_map_only(torch.Tensor, Pretended, out)
@@ -62,8 +82,20 @@ def compute(func, args, kwargs):
 
 def to_the_gpu(module):
     for part in module.modules():
-        part._parameters.update({name: torch.nn.Parameter(Pretended(p.detach().clone()), p.requires_grad) for name, p in part._parameters.items() if p is not None})
-        part._buffers.update({name: Pretended(buffer.clone()) for name, buffer in part._buffers.items() if buffer is not None})
+        part._parameters.update(
+            {
+                name: torch.nn.Parameter(Pretended(p.detach().clone()), p.requires_grad)
+                for name, p in part._parameters.items()
+                if p is not None
+            }
+        )
+        part._buffers.update(
+            {
+                name: Pretended(buffer.clone())
+                for name, buffer in part._buffers.items()
+                if buffer is not None
+            }
+        )
     return module
 
 
@@ -77,7 +109,11 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None)))
+    monkeypatch.setattr(
+        torch.cuda,
+        "current_stream",
+        lambda: SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None)),
+    )
     waits.clear()
     yield PretendedGPU
     pinned.clear()
@@ -90,13 +126,30 @@ def test_the_pretended_gpu_notices(gpu):
         waits.clear()
         assert x[x > 0].device.type == "cuda" and waits == ["aten::index"]
         waits.clear()
-        assert torch.zeros(2).to("cuda:0").device.type == "cuda" and x.to("cpu").device.type == "cpu" and waits == ["copy to cuda", "copy to cpu"]
+        assert (
+            torch.zeros(2).to("cuda:0").device.type == "cuda"
+            and x.to("cpu").device.type == "cpu"
+            and waits == ["copy to cuda", "copy to cpu"]
+        )
         with pytest.raises(AssertionError, match="two devices"):
             x + torch.zeros(2)
 
 
-@pytest.mark.parametrize("settings", [{"output_size": 32}, {"output_size": 16}, {"patch_size": 30, "output_size": 70},
-                                      {"patch_size": None, "output_size": 24, "scale": (0.2, 1.0), "ratio": (0.7, 1.4), "interpolation": "bicubic"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_size": 32},
+        {"output_size": 16},
+        {"patch_size": 30, "output_size": 70},
+        {
+            "patch_size": None,
+            "output_size": 24,
+            "scale": (0.2, 1.0),
+            "ratio": (0.7, 1.4),
+            "interpolation": "bicubic",
+        },
+    ],
+)
 def test_patches_are_made_without_waiting(gpu, settings):
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     view = BatchMultiPatch(num_patches=4, blur_prob=0.5, **settings)
@@ -109,28 +162,42 @@ def test_patches_are_made_without_waiting(gpu, settings):
 @pytest.mark.parametrize("chunk", ["null", "2"])
 def test_a_step_does_not_wait(gpu, config, chunk):
     """Forward, loss, logged values and backward; nor do torch's operators ask for a value inside, such as an error code, which a profile of the CPU shows."""
-    cfg = config("digits/emp", f"method_kwargs.patch_chunk={chunk}", "method_kwargs.embedding_dim=16", "method_kwargs.proj_hidden_dim=16",
-                 "method_kwargs.proj_output_dim=8")
+    cfg = config(
+        "digits/emp",
+        f"method_kwargs.patch_chunk={chunk}",
+        "method_kwargs.embedding_dim=16",
+        "method_kwargs.proj_hidden_dim=16",
+        "method_kwargs.proj_output_dim=8",
+    )
     batch = torch.arange(6), torch.randn(4, 6, 3, 16, 16), torch.tensor([1, 2, -1, 3, 4, 0])
     model, there = fresh_method(cfg).train(), to_the_gpu(fresh_method(cfg).train())
     model.log_dict = there.log_dict = lambda *_, **__: None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss = model.training_step(batch, 0)
         loss.backward()
-    assert "aten::mm" in (inside := {event.name for event in profile.events()}) and not inside & set(WAITING)
+    assert "aten::mm" in (
+        inside := {event.name for event in profile.events()}
+    ) and not inside & set(WAITING)
     with gpu():
         made = there.training_step([Pretended(part.clone()) for part in batch], 0)
         made.backward()
     assert not waits and torch.equal(made.detach().inner, loss.detach())
-    assert all(torch.equal(p.grad.inner, q.grad) for p, q in zip(there.parameters(), model.parameters()))
+    assert all(
+        torch.equal(p.grad.inner, q.grad) for p, q in zip(there.parameters(), model.parameters())
+    )
 
 
 def test_a_broken_loss_is_found_without_waiting(gpu):
-    watch, trainer = StopOnBrokenLoss(), SimpleNamespace(global_step=3, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.3}])])
+    watch, trainer = (
+        StopOnBrokenLoss(),
+        SimpleNamespace(global_step=3, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.3}])]),
+    )
     with gpu():
         for value in (1.0, float("nan")):
             watch.on_train_batch_start(trainer, None, None, 0)
-            watch.on_train_batch_end(trainer, None, {"loss": Pretended(torch.tensor(value))}, None, 0)
+            watch.on_train_batch_end(
+                trainer, None, {"loss": Pretended(torch.tensor(value))}, None, 0
+            )
         assert not waits
         with pytest.raises(UserError, match="the loss is nan at step 3"):
             watch.on_train_epoch_end(trainer, None)

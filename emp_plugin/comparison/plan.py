@@ -1,4 +1,5 @@
 """Which runs a comparison consists of, and how long each of them trains."""
+
 import math
 from typing import NamedTuple
 
@@ -26,22 +27,36 @@ class Job(NamedTuple):
 def describe_length(budget: str, length: float) -> str:
     """A length in words: "1 epoch", "5 minutes of training", "1 epoch of EMP-SSL in backbone passes"."""
     unit = "minute" if budget == "minutes" else "epoch"
-    what = {"epochs": "", "minutes": " of training", "passes": " of EMP-SSL in backbone passes"}[budget]
+    what = {"epochs": "", "minutes": " of training", "passes": " of EMP-SSL in backbone passes"}[
+        budget
+    ]
     return f"{length:g} {unit}{'' if length == 1 else 's'}{what}"
 
 
 def plan(cfg: DictConfig) -> list[Job]:
     """The jobs of a comparison; short ones first, so that one cut off has the methods side by side. A long schedule comes before the fitted ones:
     its last point is one of them."""
-    variants = [(method, override) for method in cfg.methods for override in ([(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()])]
+    variants = [
+        (method, override)
+        for method in cfg.methods
+        for override in ([(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()])
+    ]
     jobs = []
     for budget in cfg.budget:
         lengths = sorted(cfg.minutes if budget == "minutes" else cfg.epochs)
         if "snapshot" in cfg.schedule:
-            jobs += [Job(method, seed, "snapshot", budget, lengths[-1], tuple(lengths), override) for seed in cfg.seeds for method, override in variants]
+            jobs += [
+                Job(method, seed, "snapshot", budget, lengths[-1], tuple(lengths), override)
+                for seed in cfg.seeds
+                for method, override in variants
+            ]
         if "fitted" in cfg.schedule:
-            jobs += [Job(method, seed, "fitted", budget, length, (length,), override)
-                     for length in lengths for seed in cfg.seeds for method, override in variants]
+            jobs += [
+                Job(method, seed, "fitted", budget, length, (length,), override)
+                for length in lengths
+                for seed in cfg.seeds
+                for method, override in variants
+            ]
     return jobs
 
 
@@ -74,7 +89,14 @@ def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:
 def resolved(recipe: DictConfig) -> str:
     """What counts in epochs, as it stands in this run: for the user to see."""
     limit = recipe.get("limit_train_batches")
-    settings = {"max_epochs": recipe.max_epochs, **({"limit_train_batches": limit} if limit is not None else {}),
-                "scheduler.warmup_epochs": recipe.scheduler.warmup_epochs}
-    settings |= {f"method_kwargs.{key}": value for key, value in recipe.method_kwargs.items() if "epoch" in key}
+    settings = {
+        "max_epochs": recipe.max_epochs,
+        **({"limit_train_batches": limit} if limit is not None else {}),
+        "scheduler.warmup_epochs": recipe.scheduler.warmup_epochs,
+    }
+    settings |= {
+        f"method_kwargs.{key}": value
+        for key, value in recipe.method_kwargs.items()
+        if "epoch" in key
+    }
     return ", ".join(f"{key}={value:g}" for key, value in settings.items())

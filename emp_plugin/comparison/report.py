@@ -1,4 +1,5 @@
 """From the rows of a comparison (CSV) to its tables and plots; nothing else is needed. And the table of transfers."""
+
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +17,71 @@ from emp_plugin.errors import UserError  # noqa: E402
 from emp_plugin.runs.folder import write_text  # noqa: E402
 from emp_plugin.runs.pictures import save_figure  # noqa: E402
 
-COLUMNS = ["dataset", "holdout", "fraction", "method", "setting", "value", "seed", "schedule", "budget", "length", "epoch", "steps", "images", "patches",
-           "train_seconds", "evaluation_seconds", "inputs", "features", "view", "probe", "labels", "top1", "top5", "paper", "run", "error"]
+COLUMNS = [
+    "dataset",
+    "holdout",
+    "fraction",
+    "method",
+    "setting",
+    "value",
+    "seed",
+    "schedule",
+    "budget",
+    "length",
+    "epoch",
+    "steps",
+    "images",
+    "patches",
+    "train_seconds",
+    "evaluation_seconds",
+    "inputs",
+    "features",
+    "view",
+    "probe",
+    "labels",
+    "top1",
+    "top5",
+    "paper",
+    "run",
+    "error",
+]
 COURSE = "course"  # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 HERE = Path(__file__).parent
-PROBES = {"linear": "linear", "online linear": "online linear", "knn": "k-NN", "mlp": "MLP"}  # in the order of the columns
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet", "imagenet100": "ImageNet-100"}
+PROBES = {
+    "linear": "linear",
+    "online linear": "online linear",
+    "knn": "k-NN",
+    "mlp": "MLP",
+}  # in the order of the columns
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny ImageNet",
+    "imagenet100": "ImageNet-100",
+}
 # Okabe and Ito's colours, and a dark red of Paul Tol's, which the colour-blind can tell apart; a method has the same one everywhere
-STYLES = {"emp": ("#D55E00", "o"), "emp_native": ("#E69F00", "D"), "simclr": ("#0072B2", "s"), "byol": ("#009E73", "^"), "vicreg": ("#CC79A7", "v"),
-          "swav": ("#56B4E9", "P"), "ressl": ("#000000", "X"), "emp_crop_grey": ("#882255", "p")}
+STYLES = {
+    "emp": ("#D55E00", "o"),
+    "emp_native": ("#E69F00", "D"),
+    "simclr": ("#0072B2", "s"),
+    "byol": ("#009E73", "^"),
+    "vicreg": ("#CC79A7", "v"),
+    "swav": ("#56B4E9", "P"),
+    "ressl": ("#000000", "X"),
+    "emp_crop_grey": ("#882255", "p"),
+}
 OTHER_STYLE = ("#777777", "*")  # of recipes that a user wrote
 REFERENCE_STYLES = {"untrained": ("#777777", "--"), "raw pixels": ("#777777", ":")}
-LABELS = {"emp": "EMP-SSL", "emp_native": "EMP-SSL, native patches", "emp_crop_grey": "EMP-SSL, crop and grey alone", "simclr": "SimCLR", "byol": "BYOL",
-          "vicreg": "VICReg", "swav": "SwAV", "ressl": "ReSSL"}
+LABELS = {
+    "emp": "EMP-SSL",
+    "emp_native": "EMP-SSL, native patches",
+    "emp_crop_grey": "EMP-SSL, crop and grey alone",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "vicreg": "VICReg",
+    "swav": "SwAV",
+    "ressl": "ReSSL",
+}
 
 
 def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
@@ -47,7 +100,9 @@ def write_report(results: Path, folder: Path, thresholds: list[float]) -> None:
     texts = ["setting", "inputs", "schedule", "paper", "error"]
     rows = pd.read_csv(results, dtype=dict.fromkeys(texts, str)).reindex(columns=COLUMNS)
     rows[texts] = rows[texts].fillna("")
-    rows["labels"] = rows["labels"].fillna(1.0)  # a failed run, or a CSV from before there were parts of the labels
+    rows["labels"] = rows["labels"].fillna(
+        1.0
+    )  # a failed run, or a CSV from before there were parts of the labels
     rows["label"] = [_label(row.method, row.setting, row.value) for row in rows.itertuples()]
     measured, references = _split(rows)
     for (view, inputs), alike in references.groupby(["view", "inputs"]):
@@ -70,11 +125,20 @@ def table(rows: pd.DataFrame) -> str:
     measured, references = _split(rows[rows.schedule != COURSE])
     lines = [f"# {_title(rows)}", "", "Top-1 accuracy in percent, last epoch" + _spread(rows)]
     groups = measured.groupby(["budget", "length", "schedule", "labels"])
-    for (budget, length, schedule, labels), part in sorted(groups, key=lambda group: (*group[0][:3], -group[0][3])):
-        lines += ["", f"## {describe_length(budget, length)}, schedule {schedule}{_labels(labels)}", ""]
+    for (budget, length, schedule, labels), part in sorted(
+        groups, key=lambda group: (*group[0][:3], -group[0][3])
+    ):
+        lines += [
+            "",
+            f"## {describe_length(budget, length)}, schedule {schedule}{_labels(labels)}",
+            "",
+        ]
         lines += _filled(_table_lines(part, references[references.labels == labels]), texts=2)
         lines += _not_evaluated(part)
-        lines += [f"\n{row.label}, seed {row.seed}: failed: {row.error}" for row in part[part.error != ""].itertuples()]
+        lines += [
+            f"\n{row.label}, seed {row.seed}: failed: {row.error}"
+            for row in part[part.error != ""].itertuples()
+        ]
     return "\n".join(lines + ["", _notes(measured)]) + "\n"
 
 
@@ -86,20 +150,31 @@ def _table_lines(measured: pd.DataFrame, references: pd.DataFrame) -> list[list[
         header += [f"{PROBES[probe]}, {view}"] + (["paper"] if probe == "linear" else [])
     lines = [header + ["seeds"]]
     for source in (measured, references):
-        for (label, features), of_label in source[source.error == ""].groupby(["label", "features"], sort=False):
+        for (label, features), of_label in source[source.error == ""].groupby(
+            ["label", "features"], sort=False
+        ):
             lines.append(_table_line(label, features, of_label, cells))
     return lines
 
 
-def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]) -> list[str]:
+def _table_line(
+    label: str, features: str, rows: pd.DataFrame, cells: list[tuple[str, str]]
+) -> list[str]:
     trained = rows.train_seconds.max() > 0
-    line = [label, features, f"{rows.epoch.mean():.4g}" if trained else "",
-            _minutes(rows.groupby("seed").train_seconds.first()) if trained else "", f"{rows.patches.mean():,.0f}" if trained else ""]
+    line = [
+        label,
+        features,
+        f"{rows.epoch.mean():.4g}" if trained else "",
+        _minutes(rows.groupby("seed").train_seconds.first()) if trained else "",
+        f"{rows.patches.mean():,.0f}" if trained else "",
+    ]
     for probe, view in cells:
         cell = rows[(rows.probe == probe) & (rows.view == view)]
         line.append(_mean(cell.top1, 2))
         if probe == "linear":
-            line.append(_paper_figure(cell.iloc[0]) if len(cell) and _papers_cell(cell.iloc[0]) else "")
+            line.append(
+                _paper_figure(cell.iloc[0]) if len(cell) and _papers_cell(cell.iloc[0]) else ""
+            )
     seeds = rows.seed.nunique()
     return line + [str(seeds) if seeds > 1 else f"1 (seed {rows.seed.iloc[0]})"]
 
@@ -107,11 +182,17 @@ def _table_line(label: str, features: str, rows: pd.DataFrame, cells: list[tuple
 def _not_evaluated(measured: pd.DataFrame) -> list[str]:
     """What the paper has of these runs, where that was not evaluated: a line for each label."""
     lines = []
-    for label, of_label in measured[(measured.paper != "") & (measured.labels == 1)].groupby("label", sort=False):
+    for label, of_label in measured[(measured.paper != "") & (measured.labels == 1)].groupby(
+        "label", sort=False
+    ):
         row = of_label.iloc[0]
-        evaluated = any(_papers_cell(other) for _, other in of_label[of_label.probe == "linear"].iterrows())
+        evaluated = any(
+            _papers_cell(other) for _, other in of_label[of_label.probe == "linear"].iterrows()
+        )
         if not evaluated and (figure := _paper_figure(row)):
-            lines.append(f"\n{label}: the paper has {figure}, of {' and '.join(_papers_features(row))}, not evaluated here.")
+            lines.append(
+                f"\n{label}: the paper has {figure}, of {' and '.join(_papers_features(row))}, not evaluated here."
+            )
     return lines
 
 
@@ -127,7 +208,11 @@ def _paper_figure(row: pd.Series) -> str:
 
 def _papers_features(row: pd.Series) -> tuple[str, str]:
     """The features and the view that the paper probes of a method."""
-    return ("embedding", "bag of 128 augmented") if row.paper.startswith("EMP") else ("backbone", "whole")
+    return (
+        ("embedding", "bag of 128 augmented")
+        if row.paper.startswith("EMP")
+        else ("backbone", "whole")
+    )
 
 
 def _papers_cell(row: pd.Series) -> bool:
@@ -141,17 +226,23 @@ def paper_figures(dataset: str, name: str) -> pd.DataFrame:
 
 
 def _notes(rows: pd.DataFrame) -> str:
-    notes = ["Epochs are passes through the training set, of which each image gives all its views (patches); minutes are of training alone, without "
-             "evaluation, on the machine of versions.json. Momentum networks' passes are not counted among the patches seen.",
-             "Raw pixels and untrained: the images themselves, and the same backbone with the seed's initial weights, normalised and (for bags) cropped as "
-             "the methods they are for have it; for all of them, if none is named.",
-             "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the embedding of a bag of 128 augmented patches. Empty, or without a "
-             "column, where it has no such figure. \\* the paper does not say whether the schedule spanned these epochs."]
+    notes = [
+        "Epochs are passes through the training set, of which each image gives all its views (patches); minutes are of training alone, without "
+        "evaluation, on the machine of versions.json. Momentum networks' passes are not counted among the patches seen.",
+        "Raw pixels and untrained: the images themselves, and the same backbone with the seed's initial weights, normalised and (for bags) cropped as "
+        "the methods they are for have it; for all of them, if none is named.",
+        "Paper: arXiv 2304.03977, tables 1 to 3; linear probe, for EMP-SSL on the embedding of a bag of 128 augmented patches. Empty, or without a "
+        "column, where it has no such figure. \\* the paper does not say whether the schedule spanned these epochs.",
+    ]
     if "online linear" in set(rows.probe):
-        notes.append("Online linear: solo-learn's classifier, trained along with the method on its views; linear: trained afterwards.")
+        notes.append(
+            "Online linear: solo-learn's classifier, trained along with the method on its views; linear: trained afterwards."
+        )
     if "snapshot" in set(rows.schedule):
-        notes.append("Schedule fitted: the learning rate's schedule, and whatever else a recipe counts in epochs, spans the epochs of the row. Snapshot: the "
-                     "checkpoint after these epochs of the longest schedule.")
+        notes.append(
+            "Schedule fitted: the learning rate's schedule, and whatever else a recipe counts in epochs, spans the epochs of the row. Snapshot: the "
+            "checkpoint after these epochs of the longest schedule."
+        )
     return "\n\n".join(notes)
 
 
@@ -162,25 +253,47 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
     """Minutes of training after which each method is first seen at a threshold: of the evaluated points the one with the shortest training."""
     measured, _ = _split(rows)
     seeds = measured.groupby("label").seed.nunique()
-    measured = measured[(measured.error == "") & (measured.labels == 1) & (measured.probe == "linear")]
-    lines = [f"# Minutes of training to an accuracy: {_title(rows)}", "",
-             "Linear probe: training minutes of the first evaluated point at or above the threshold" + _spread(rows)
-             + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter. The paper's minutes stand beside the "
-             "features and the view that it probes."]
+    measured = measured[
+        (measured.error == "") & (measured.labels == 1) & (measured.probe == "linear")
+    ]
+    lines = [
+        f"# Minutes of training to an accuracy: {_title(rows)}",
+        "",
+        "Linear probe: training minutes of the first evaluated point at or above the threshold"
+        + _spread(rows)
+        + " Only evaluated points count (`evaluate_every` sets how many), so that the true time may be shorter. The paper's minutes stand beside the "
+        "features and the view that it probes.",
+    ]
     paper = pd.read_csv(HERE / "paper_minutes.csv")
     paper = paper[paper.dataset.isin(set(rows.dataset))]
     for _, view in _cells(measured):
         header = ["method", "features"]
         for threshold in thresholds:
-            header += [f"{threshold:g} %"] + (["paper, two A100"] if threshold in set(paper.threshold) else [])
-        lines += ["", f"## {view}", "", _line(header + ["best seen, %"]), _line(["---"] * 2 + ["---:"] * (len(header) - 1))]
-        for (label, features), of_method in measured[measured.view == view].groupby(["label", "features"], sort=False):
+            header += [f"{threshold:g} %"] + (
+                ["paper, two A100"] if threshold in set(paper.threshold) else []
+            )
+        lines += [
+            "",
+            f"## {view}",
+            "",
+            _line(header + ["best seen, %"]),
+            _line(["---"] * 2 + ["---:"] * (len(header) - 1)),
+        ]
+        for (label, features), of_method in measured[measured.view == view].groupby(
+            ["label", "features"], sort=False
+        ):
             line = [label, features]
             for threshold in thresholds:
                 line.append(_first_minutes(of_method, threshold, seeds[label]))
                 if threshold in set(paper.threshold):
-                    same = paper[(paper.method == of_method.paper.iloc[0]) & (paper.threshold == threshold)]
-                    line.append(f"{same.minutes.iloc[0]}" if len(same) and _papers_cell(of_method.iloc[0]) else "")
+                    same = paper[
+                        (paper.method == of_method.paper.iloc[0]) & (paper.threshold == threshold)
+                    ]
+                    line.append(
+                        f"{same.minutes.iloc[0]}"
+                        if len(same) and _papers_cell(of_method.iloc[0])
+                        else ""
+                    )
             lines.append(_line(line + [f"{of_method.top1.max():.2f}"]))
     return "\n".join(lines) + "\n"
 
@@ -203,21 +316,39 @@ def draw_ablation(rows: pd.DataFrame, path: Path) -> None:
     setting = measured.setting.iloc[0].rpartition(".")[2]
     lengths = list(measured.groupby(["budget", "length", "schedule"]))
     cells = _cells(measured)
-    figure, axes = plt.subplots(len(cells), len(lengths), figsize=(4.8 * max(2, len(lengths)), 3.2 * len(cells) + 0.9), squeeze=False, layout="constrained",
-                                sharey="row")
+    figure, axes = plt.subplots(
+        len(cells),
+        len(lengths),
+        figsize=(4.8 * max(2, len(lengths)), 3.2 * len(cells) + 0.9),
+        squeeze=False,
+        layout="constrained",
+        sharey="row",
+    )
     for (probe, view), line in zip(cells, axes):
         for axis, ((budget, length, schedule), of_length) in zip(line, lengths):
             part = of_length[(of_length.probe == probe) & (of_length.view == view)]
             for method, curve in part.groupby("method", sort=False):
                 colour, marker = STYLES.get(method, OTHER_STYLE)
                 points = curve.groupby("value").top1.agg(["mean", "std"])
-                axis.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, marker=marker, linewidth=1.4, capsize=3,
-                              label=LABELS.get(method, method))
+                axis.errorbar(
+                    points.index,
+                    points["mean"],
+                    points["std"].fillna(0),
+                    color=colour,
+                    marker=marker,
+                    linewidth=1.4,
+                    capsize=3,
+                    label=LABELS.get(method, method),
+                )
             if part.value.max() > 4 * part.value.min() > 0:
                 axis.set_xscale("log")
-            axis.set_xticks(values := sorted(part.value.unique()), [f"{value:g}" for value in values])
+            axis.set_xticks(
+                values := sorted(part.value.unique()), [f"{value:g}" for value in values]
+            )
             axis.minorticks_off()
-            axis.set_xlabel(f"{setting} ({describe_length(budget, length)}{', snapshot' if schedule == 'snapshot' else ''})")
+            axis.set_xlabel(
+                f"{setting} ({describe_length(budget, length)}{', snapshot' if schedule == 'snapshot' else ''})"
+            )
     _finish(figure, axes, cells, measured, references, path)
 
 
@@ -227,13 +358,40 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
     if measured.empty:
         return
     cells = _cells(measured)
-    figure, axes = plt.subplots(len(cells), 2, figsize=(9.6, 3.2 * len(cells) + 0.9), squeeze=False, layout="constrained", sharey="row")
+    figure, axes = plt.subplots(
+        len(cells),
+        2,
+        figsize=(9.6, 3.2 * len(cells) + 0.9),
+        squeeze=False,
+        layout="constrained",
+        sharey="row",
+    )
     for (probe, view), line in zip(cells, axes):
-        part = measured[(measured.probe == probe) & (measured.view == view)].assign(minutes=measured.train_seconds / 60)
-        for axis, (quantity, unit) in zip(line, (("epoch", "epochs (passes through the training set)"), ("minutes", "minutes of training (without evaluation)"))):
+        part = measured[(measured.probe == probe) & (measured.view == view)].assign(
+            minutes=measured.train_seconds / 60
+        )
+        for axis, (quantity, unit) in zip(
+            line,
+            (
+                ("epoch", "epochs (passes through the training set)"),
+                ("minutes", "minutes of training (without evaluation)"),
+            ),
+        ):
             for label, style, curve in _curves(part):
-                points = curve.groupby("point").agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std")).sort_values("x")
-                axis.errorbar(points.x, points.y, points.spread.fillna(0), linewidth=1.4, capsize=3, label=label, **style)
+                points = (
+                    curve.groupby("point")
+                    .agg(x=(quantity, "mean"), y=("top1", "mean"), spread=("top1", "std"))
+                    .sort_values("x")
+                )
+                axis.errorbar(
+                    points.x,
+                    points.y,
+                    points.spread.fillna(0),
+                    linewidth=1.4,
+                    capsize=3,
+                    label=label,
+                    **style,
+                )
             if part[quantity].max() > 20 * part[quantity].min() > 0:
                 axis.set_xscale("log")
                 decades = math.log10(part[quantity].max() / part[quantity].min())
@@ -248,23 +406,56 @@ def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
 
 def _drawn(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the plots show of the methods, and of the references."""
-    return _split(rows[(rows.error == "") & (rows.labels == 1) & rows.probe.isin(["linear", "knn"]) & rows.features.isin(["backbone", "pixels"])])
+    return _split(
+        rows[
+            (rows.error == "")
+            & (rows.labels == 1)
+            & rows.probe.isin(["linear", "knn"])
+            & rows.features.isin(["backbone", "pixels"])
+        ]
+    )
 
 
-def _finish(figure: plt.Figure, axes: Any, cells: list[tuple[str, str]], measured: pd.DataFrame, references: pd.DataFrame, path: Path) -> None:
+def _finish(
+    figure: plt.Figure,
+    axes: Any,
+    cells: list[tuple[str, str]],
+    measured: pd.DataFrame,
+    references: pd.DataFrame,
+    path: Path,
+) -> None:
     """Add what the plots have in common, with a row of ``axes`` per cell: the references as horizontal lines, grid, labels, legend and title."""
     for (probe, view), line in zip(cells, axes):
         same = references[(references.probe == probe) & (references.view == view)]
         for axis in line:
             for (name, label), reference in same.groupby(["method", "label"]):
                 colour, style = REFERENCE_STYLES[name]
-                axis.axhline(reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name)
+                axis.axhline(
+                    reference.top1.mean(), color=colour, linestyle=style, linewidth=1.2, label=name
+                )
             axis.grid(alpha=0.25)
         _name_lines(line[-1], same[same.label != same.method])
-        line[0].set_ylabel(f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}")
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=8, frameon=False)
-    spread = ", mean and standard deviation over seeds" if measured.seed.nunique() > 1 else f", seed {measured.seed.iloc[0]} only"
+        line[0].set_ylabel(
+            f"top-1 accuracy (%)\n{PROBES[probe]}, {'whole images' if view == 'whole' else f'{view} patches'}"
+        )
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(5, len(handles)),
+        fontsize=8,
+        frameon=False,
+    )
+    spread = (
+        ", mean and standard deviation over seeds"
+        if measured.seed.nunique() > 1
+        else f", seed {measured.seed.iloc[0]} only"
+    )
     figure.suptitle(f"{_title(measured)}: probes of the backbone's features{spread}", fontsize=10)
     save_figure(figure, path)
 
@@ -274,23 +465,48 @@ def _name_lines(axis: plt.Axes, references: pd.DataFrame) -> None:
     heights = references.groupby(["method", "label"]).top1.mean()
     near = 0.04 * (axis.get_ylim()[1] - axis.get_ylim()[0])
     for (name, label), height in heights.items():
-        side = ((heights > height - near) & (heights < height)).any() - int(((heights < height + near) & (heights > height)).any())
-        axis.text(1.01, height, label.removeprefix(f"{name}, "), transform=axis.get_yaxis_transform(), fontsize=6, va=("center", "bottom", "top")[side])
+        side = ((heights > height - near) & (heights < height)).any() - int(
+            ((heights < height + near) & (heights > height)).any()
+        )
+        axis.text(
+            1.01,
+            height,
+            label.removeprefix(f"{name}, "),
+            transform=axis.get_yaxis_transform(),
+            fontsize=6,
+            va=("center", "bottom", "top")[side],
+        )
 
 
 def _curves(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """(label, style, rows) of each line, a ``point`` of it being what seeds have in common: the end of runs of one length, or an epoch in their course."""
     ends, course = rows[rows.schedule != COURSE], rows[rows.schedule == COURSE]
-    for (method, budget, length), points in course.groupby(["method", "budget", "length"], sort=False):
+    for (method, budget, length), points in course.groupby(
+        ["method", "budget", "length"], sort=False
+    ):
         colour, marker = STYLES.get(method, OTHER_STYLE)
         whole = rows[rows.run.isin(points.run)].drop_duplicates(["run", "epoch"])
         label = f"{LABELS.get(method, method)}, in the course of {describe_length(budget, length)}"
-        yield label, {"color": colour, "marker": marker, "markersize": 3, "linestyle": "-"}, whole.assign(point=whole.epoch)
+        yield (
+            label,
+            {"color": colour, "marker": marker, "markersize": 3, "linestyle": "-"},
+            whole.assign(point=whole.epoch),
+        )
     for (method, schedule), points in ends.groupby(["method", "schedule"], sort=False):
         colour, marker = STYLES.get(method, OTHER_STYLE)
-        style = {"linestyle": "-", "markerfacecolor": colour} if schedule == "snapshot" else {"linestyle": "--", "markerfacecolor": "white"}
-        label = LABELS.get(method, method) + (f", {schedule}" if ends.schedule.nunique() > 1 else "")
-        yield label, {"color": colour, "marker": marker, "markersize": 6} | style, points.assign(point=points.budget + points.length.astype(str))
+        style = (
+            {"linestyle": "-", "markerfacecolor": colour}
+            if schedule == "snapshot"
+            else {"linestyle": "--", "markerfacecolor": "white"}
+        )
+        label = LABELS.get(method, method) + (
+            f", {schedule}" if ends.schedule.nunique() > 1 else ""
+        )
+        yield (
+            label,
+            {"color": colour, "marker": marker, "markersize": 6} | style,
+            points.assign(point=points.budget + points.length.astype(str)),
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- transfer.md
@@ -302,17 +518,45 @@ def transfer_table(rows: pd.DataFrame) -> str:
     Args:
         rows: of :func:`emp_plugin.comparison.transfer.transfer`.
     """
-    twins = rows.groupby(["name", "trained_on", "seed"]).checkpoint.transform("nunique") > 1  # runs of other settings, or steps of one
+    twins = (
+        rows.groupby(["name", "trained_on", "seed"]).checkpoint.transform("nunique") > 1
+    )  # runs of other settings, or steps of one
     rows = rows.assign(name=rows["name"].mask(twins, rows["name"] + ", " + rows.checkpoint))
-    lines = ["# Features probed on the dataset they were trained on, and on the other", "", "Top-1 accuracy in percent."]
-    for (_, labels, _, _), part in rows.groupby(["dataset", "labels", "holdout", "fraction"], sort=False):
+    lines = [
+        "# Features probed on the dataset they were trained on, and on the other",
+        "",
+        "Top-1 accuracy in percent.",
+    ]
+    for (_, labels, _, _), part in rows.groupby(
+        ["dataset", "labels", "holdout", "fraction"], sort=False
+    ):
         cells = _cells(part)
-        table = [["model", "trained on", "seed", "features", *(f"{PROBES[probe]}, {view}" for probe, view in cells)]]
-        for (_, model, features), of_model in part.groupby(["checkpoint", "model", "features"], sort=False):
+        table = [
+            [
+                "model",
+                "trained on",
+                "seed",
+                "features",
+                *(f"{PROBES[probe]}, {view}" for probe, view in cells),
+            ]
+        ]
+        for (_, model, features), of_model in part.groupby(
+            ["checkpoint", "model", "features"], sort=False
+        ):
             run = of_model.iloc[0]
-            about = [model, "", ""] if model in REFERENCE_STYLES else [run["name"], NAMES.get(run.trained_on, run.trained_on), str(run.seed)]
+            about = (
+                [model, "", ""]
+                if model in REFERENCE_STYLES
+                else [run["name"], NAMES.get(run.trained_on, run.trained_on), str(run.seed)]
+            )
             top1 = of_model.set_index(["probe", "view"]).top1
-            table.append([*about, features, *(f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells)])
+            table.append(
+                [
+                    *about,
+                    features,
+                    *(f"{top1[cell]:.2f}" if cell in top1.index else "" for cell in cells),
+                ]
+            )
         lines += ["", f"## {_title(part)}{_labels(labels)}", "", *_filled(table, texts=4)]
     return "\n".join(lines) + "\n"
 
@@ -322,7 +566,9 @@ def transfer_table(rows: pd.DataFrame) -> str:
 
 def _label(method: str, setting: str, value: float) -> str:
     """What a row is of: "EMP-SSL", or in an ablation "EMP-SSL, num_patches 5"."""
-    return LABELS.get(method, method) + (f", {setting.rpartition('.')[2]} {value:g}" if setting else "")
+    return LABELS.get(method, method) + (
+        f", {setting.rpartition('.')[2]} {value:g}" if setting else ""
+    )
 
 
 def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -334,7 +580,9 @@ def _split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _cells(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """(probe, view) in the order of the columns."""
     there = set(rows[["probe", "view"]].dropna().itertuples(index=False, name=None))
-    return sorted(there, key=lambda cell: (list(PROBES).index(cell[0]), cell[1] != "whole", cell[1]))
+    return sorted(
+        there, key=lambda cell: (list(PROBES).index(cell[0]), cell[1] != "whole", cell[1])
+    )
 
 
 def _labels(labels: float) -> str:
@@ -351,7 +599,11 @@ def _title(rows: pd.DataFrame) -> str:
 
 def _spread(rows: pd.DataFrame) -> str:
     seeds = rows.seed.nunique()
-    return f"; mean and standard deviation over {seeds} seeds." if seeds > 1 else f"; a single seed ({rows.seed.iloc[0]})."
+    return (
+        f"; mean and standard deviation over {seeds} seeds."
+        if seeds > 1
+        else f"; a single seed ({rows.seed.iloc[0]})."
+    )
 
 
 def _mean(values: pd.Series, digits: int) -> str:
@@ -373,5 +625,12 @@ def _line(cells: list[str]) -> str:
 
 def _filled(table: list[list[str]], texts: int) -> list[str]:
     """A table in Markdown, without the columns that are empty below its header (the first line); the first ``texts`` columns are left-aligned."""
-    header, *lines = ([line[i] for i, column in enumerate(zip(*table)) if i < texts or any(column[1:])] for line in table)
-    return [_line(header), _line(["---"] * texts + ["---:"] * (len(header) - texts)), *map(_line, lines)]
+    header, *lines = (
+        [line[i] for i, column in enumerate(zip(*table)) if i < texts or any(column[1:])]
+        for line in table
+    )
+    return [
+        _line(header),
+        _line(["---"] * texts + ["---:"] * (len(header) - texts)),
+        *map(_line, lines),
+    ]

@@ -1,4 +1,5 @@
 """The loop of a comparison: every run is an ordinary pretraining in a process of its own, found again by its configuration."""
+
 import json
 import math
 import re
@@ -14,7 +15,15 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.comparison.plan import Job, global_batch, plan, resolved, split_steps, steps_for_passes, views_per_image
+from emp_plugin.comparison.plan import (
+    Job,
+    global_batch,
+    plan,
+    resolved,
+    split_steps,
+    steps_for_passes,
+    views_per_image,
+)
 from emp_plugin.comparison.report import COLUMNS, COURSE, LABELS, paper_figures, write_report
 from emp_plugin.configuration import Evaluation, Probe, check_config, read_config, recipes
 from emp_plugin.data import load_dataset
@@ -27,9 +36,27 @@ REFERENCES = ("raw pixels", "untrained")
 VIEWS = ("whole", "bag")  # how the names of an evaluation's views begin
 TRIAL_STEPS = 4  # of the first look at a method's speed; the last one takes
 TRIAL_SHARE = 0.1  # of the minutes
-OURS = ("max_epochs", "seed", "limit_train_batches", "max_time", "overfit_batches", "fast_dev_run", "accumulate_grad_batches", "checkpoint.dir",
-        "resume_from_checkpoint", "evaluation.enabled")
-PAPER_SETTINGS = ("backbone", "method_kwargs", "momentum", "augmentations", "optimizer", "scheduler", "accumulate_grad_batches")
+OURS = (
+    "max_epochs",
+    "seed",
+    "limit_train_batches",
+    "max_time",
+    "overfit_batches",
+    "fast_dev_run",
+    "accumulate_grad_batches",
+    "checkpoint.dir",
+    "resume_from_checkpoint",
+    "evaluation.enabled",
+)
+PAPER_SETTINGS = (
+    "backbone",
+    "method_kwargs",
+    "momentum",
+    "augmentations",
+    "optimizer",
+    "scheduler",
+    "accumulate_grad_batches",
+)
 
 
 def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
@@ -47,7 +74,9 @@ def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
     if cfg.report_only:
         write_report(results / RESULTS, results, list(cfg.thresholds))
     else:
-        Runs(cfg, Path(config_path).expanduser().parent / "pretrain", [*cfg.overrides, *overrides]).train_all()
+        Runs(
+            cfg, Path(config_path).expanduser().parent / "pretrain", [*cfg.overrides, *overrides]
+        ).train_all()
     print(f"results: {results}")
 
 
@@ -59,37 +88,59 @@ class Runs:
         self.results = Path(cfg.results_dir).expanduser()
         self.jobs = plan(cfg)
         self.processes = 0  # started
-        self.inputs: dict[tuple[Job, str], str] = {}  # the first job whose raw pixels and untrained network are the same as this one's, by view
+        self.inputs: dict[
+            tuple[Job, str], str
+        ] = {}  # the first job whose raw pixels and untrained network are the same as this one's, by view
         for view in VIEWS:
-            seen = [evaluated(self.recipe(job.method, job.override), view) for job in self.jobs]  # a mistake in the settings is found before training
+            seen = [
+                evaluated(self.recipe(job.method, job.override), view) for job in self.jobs
+            ]  # a mistake in the settings is found before training
             for job, by_job in zip(self.jobs, seen):
                 first = self.jobs[seen.index(by_job)]
                 self.inputs[job, view] = " ".join((first.method, *first.override))
         for item in (*self.overrides, *(item for job in self.jobs for item in job.override)):
             name = item.lstrip("+").partition("=")[0]
             if name in OURS or name.partition(".")[2] in OURS:  # of one method
-                raise UserError(f"{item} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir; "
-                                "a batch is a step, and every run is evaluated")
+                raise UserError(
+                    f"{item} is the comparison's to set: use epochs, seeds, fractions of an epoch (epochs=[0.1]) and results_dir; "
+                    "a batch is a step, and every run is evaluated"
+                )
 
     def train_all(self) -> None:
         rows: dict[Job, list[dict[str, Any]]] = {}
         self.results.mkdir(parents=True, exist_ok=True)
-        settings = {"command": " ".join(sys.argv), "comparison": OmegaConf.to_container(self.cfg), "recipe overrides": self.overrides}
+        settings = {
+            "command": " ".join(sys.argv),
+            "comparison": OmegaConf.to_container(self.cfg),
+            "recipe overrides": self.overrides,
+        }
         write_text(self.results / "comparison.yaml", OmegaConf.to_yaml(settings))
         for number, job in enumerate(self.jobs, 1):
             print(f"\n[{number}/{len(self.jobs)}] {job}", flush=True)
             self.do(job, rows, references=not self.has_references(job, rows), again=False)
         for job in self.jobs:
-            if not self.has_references(job, rows) and "error" not in rows[job][-1]:  # the run was there, without its references
+            if (
+                not self.has_references(job, rows) and "error" not in rows[job][-1]
+            ):  # the run was there, without its references
                 self.do(job, rows, references=True, again=True)
         self.write(rows)
 
     def has_references(self, job: Job, rows: dict[Job, list[dict[str, Any]]]) -> bool:
         """Whether there are rows of raw pixels and the untrained network for what this job's evaluation sees."""
-        there = {(row["view"].split()[0], row["inputs"]) for done in rows.values() for row in done if row["method"] in REFERENCES and row["seed"] == job.seed}
-        return there >= {(view, self.inputs[job, view]) for view in self.recipe(job.method, job.override).evaluation.views}
+        there = {
+            (row["view"].split()[0], row["inputs"])
+            for done in rows.values()
+            for row in done
+            if row["method"] in REFERENCES and row["seed"] == job.seed
+        }
+        return there >= {
+            (view, self.inputs[job, view])
+            for view in self.recipe(job.method, job.override).evaluation.views
+        }
 
-    def do(self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool) -> None:
+    def do(
+        self, job: Job, rows: dict[Job, list[dict[str, Any]]], references: bool, again: bool
+    ) -> None:
         """Bring one job to its end, and the files of the comparison up to date if there was something to do."""
         before = self.processes
         try:
@@ -99,15 +150,21 @@ class Runs:
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
             if not again:
-                rows[job] = [self.row(job, length=point, error=str(failure)) for point in job.points]
+                rows[job] = [
+                    self.row(job, length=point, error=str(failure)) for point in job.points
+                ]
         if self.processes > before:
             self.write(rows)
 
     def write(self, rows: dict[Job, list[dict[str, Any]]]) -> None:
         """The CSV of all rows so far, and what is made from it."""
         table = pd.DataFrame([row for done in rows.values() for row in done], columns=COLUMNS)
-        twice = table.method.isin(REFERENCES) & table.duplicated(["method", "inputs", "seed", "features", "view", "probe", "labels"])
-        twice |= table.schedule.eq(COURSE) & table.duplicated(["run", "schedule", "steps", "features", "view", "probe", "labels"])  # a run of two jobs
+        twice = table.method.isin(REFERENCES) & table.duplicated(
+            ["method", "inputs", "seed", "features", "view", "probe", "labels"]
+        )
+        twice |= table.schedule.eq(COURSE) & table.duplicated(
+            ["run", "schedule", "steps", "features", "view", "probe", "labels"]
+        )  # a run of two jobs
         write_text(self.results / RESULTS, table[~twice].to_csv(index=False))
         write_text(self.results / VERSIONS, json.dumps(self.versions(table), indent=2) + "\n")
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
@@ -137,25 +194,42 @@ class Runs:
         if every:
             overrides += (f"checkpoint.keep_every_n_steps={every}",)
         if kept:
-            overrides += (f"checkpoint.frequency={math.gcd(*map(int, job.points))}", "checkpoint.keep_prev=True")
+            overrides += (
+                f"checkpoint.frequency={math.gcd(*map(int, job.points))}",
+                "checkpoint.keep_prev=True",
+            )
         kept += [f"step={step}.ckpt" for step in course]
         folder = self.finished(recipe, "runs", kept, again)
         if folder:
             print(f"  done: {folder}")
         else:
-            folder = self.train(job.method, recipe, (*overrides, f"evaluation.references={references}"), "runs", kept)
+            folder = self.train(
+                job.method,
+                recipe,
+                (*overrides, f"evaluation.references={references}"),
+                "runs",
+                kept,
+            )
         rows = []
         for point in job.points[:-1]:
             rows += self.rows_on_the_way(job, point, recipe, folder / f"epoch={point:g}.ckpt")
         for step in course:
             point = {"schedule": COURSE, "epoch": round(step / self.steps_per_epoch(job), 4)}
-            rows += self.rows_on_the_way(job, job.length, recipe, folder / f"step={step}.ckpt", **point)
-        return rows + self.rows_of_evaluation(job, job.length, recipe, folder, json.loads((folder / SUMMARY).read_text()))
+            rows += self.rows_on_the_way(
+                job, job.length, recipe, folder / f"step={step}.ckpt", **point
+            )
+        return rows + self.rows_of_evaluation(
+            job, job.length, recipe, folder, json.loads((folder / SUMMARY).read_text())
+        )
 
-    def rows_on_the_way(self, job: Job, length: float, recipe: DictConfig, checkpoint: Path, **point: Any) -> list[dict[str, Any]]:
+    def rows_on_the_way(
+        self, job: Job, length: float, recipe: DictConfig, checkpoint: Path, **point: Any
+    ) -> list[dict[str, Any]]:
         """The rows of a checkpoint before a run's end; if it cannot be evaluated, one that says why."""
         try:
-            return self.rows_of_evaluation(job, length, recipe, checkpoint.parent, self.summary_of(checkpoint, recipe), **point)
+            return self.rows_of_evaluation(
+                job, length, recipe, checkpoint.parent, self.summary_of(checkpoint, recipe), **point
+            )
         except RunFailed as failure:
             print(f"failed: {failure}; going on", flush=True)
             return [self.row(job, length=length, error=str(failure), **point)]
@@ -166,7 +240,11 @@ class Runs:
             return 0, []
         per_epoch = self.steps_per_epoch(job)
         every = max(1, round(self.cfg.evaluate_every * per_epoch))
-        return every, [step for step in range(every, self.steps(job, recipe), every) if step / per_epoch not in job.points[:-1]]
+        return every, [
+            step
+            for step in range(every, self.steps(job, recipe), every)
+            if step / per_epoch not in job.points[:-1]
+        ]
 
     def summary_of(self, checkpoint: Path, recipe: DictConfig) -> dict[str, Any]:
         """What summary.json is to a run, of a checkpoint on its way; it is evaluated once. Raises RunFailed."""
@@ -177,36 +255,91 @@ class Runs:
             try:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 evaluation = OmegaConf.merge(recipe.evaluation, {"references": False})
-                made = probe_checkpoint(check_config(OmegaConf.create({"pretrained_feature_extractor": str(checkpoint), "evaluation": evaluation,
-                                                                       "accelerator": recipe.get("accelerator", "auto")}), Probe))
+                made = probe_checkpoint(
+                    check_config(
+                        OmegaConf.create(
+                            {
+                                "pretrained_feature_extractor": str(checkpoint),
+                                "evaluation": evaluation,
+                                "accelerator": recipe.get("accelerator", "auto"),
+                            }
+                        ),
+                        Probe,
+                    )
+                )
             except Exception as error:  # whatever it is, the other runs can go on
-                raise RunFailed(f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}") from error
+                raise RunFailed(
+                    f"evaluation of {checkpoint.name}: {_last_line(str(error)) or type(error).__name__}"
+                ) from error
             images = state["global_step"] * global_batch(recipe)
-            summary = {"steps": state["global_step"], "images": images, "patches": images * views_per_image(recipe), "evaluation": made,
-                       "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
-                       "evaluation_seconds": round(time.perf_counter() - began, 1)}
+            summary = {
+                "steps": state["global_step"],
+                "images": images,
+                "patches": images * views_per_image(recipe),
+                "evaluation": made,
+                "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
+                "evaluation_seconds": round(time.perf_counter() - began, 1),
+            }
             write_text(kept, json.dumps(summary, indent=2) + "\n")
         return json.loads(kept.read_text())
 
-    def rows_of_evaluation(self, job: Job, length: float, recipe: DictConfig, folder: Path, summary: dict[str, Any], **point: Any) -> list[dict[str, Any]]:
-        epoch = length if job.budget == "epochs" else self.steps(job, recipe) / self.steps_per_epoch(job)
-        known = {"epoch": round(epoch, 4), "length": length, "run": str(folder.relative_to(self.results)),
-                 "paper": paper_name(recipe, self.recipes / self.cfg.recipes),
-                 **{key: summary[key] for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")}} | point
-        untrained = dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0)
+    def rows_of_evaluation(
+        self,
+        job: Job,
+        length: float,
+        recipe: DictConfig,
+        folder: Path,
+        summary: dict[str, Any],
+        **point: Any,
+    ) -> list[dict[str, Any]]:
+        epoch = (
+            length
+            if job.budget == "epochs"
+            else self.steps(job, recipe) / self.steps_per_epoch(job)
+        )
+        known = {
+            "epoch": round(epoch, 4),
+            "length": length,
+            "run": str(folder.relative_to(self.results)),
+            "paper": paper_name(recipe, self.recipes / self.cfg.recipes),
+            **{
+                key: summary[key]
+                for key in ("steps", "images", "patches", "train_seconds", "evaluation_seconds")
+            },
+        } | point
+        untrained = dict.fromkeys(
+            ("length", "epoch", "steps", "images", "patches", "train_seconds"), 0
+        )
         untrained |= dict.fromkeys(("paper", "schedule", "setting", "value"), "")
         rows = []
         for row in summary["evaluation"]:
             row = {"labels": 1.0} | row  # a run from before there were parts of the labels
-            cell = {key: row[key] for key in ("features", "view", "probe", "labels", "top1", "top5")} | {"inputs": self.inputs[job, row["view"].split()[0]]}
-            rows.append(self.row(job, **known, **cell) | ({"method": row["model"], **untrained} if row["model"] in REFERENCES else {}))
+            cell = {
+                key: row[key] for key in ("features", "view", "probe", "labels", "top1", "top5")
+            } | {"inputs": self.inputs[job, row["view"].split()[0]]}
+            rows.append(
+                self.row(job, **known, **cell)
+                | ({"method": row["model"], **untrained} if row["model"] in REFERENCES else {})
+            )
         return rows
 
     def row(self, job: Job, **values: Any) -> dict[str, Any]:
         recipe = self.recipe(job.method, job.override)
-        setting = dict(zip(("setting", "value"), "".join(job.override).split("="))) if job.override else {}
-        return {**{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}, "method": job.method, **setting, "seed": job.seed,
-                "schedule": job.schedule, "budget": job.budget, "length": job.length, **values}
+        setting = (
+            dict(zip(("setting", "value"), "".join(job.override).split("=")))
+            if job.override
+            else {}
+        )
+        return {
+            **{key: recipe.data[key] for key in ("dataset", "holdout", "fraction")},
+            "method": job.method,
+            **setting,
+            "seed": job.seed,
+            "schedule": job.schedule,
+            "budget": job.budget,
+            "length": job.length,
+            **values,
+        }
 
     # how long it trains
 
@@ -223,9 +356,15 @@ class Runs:
         else:
             rate = self.steps_per_second(job)
             steps = rate * 60 * job.length
-            print(f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes", flush=True)
+            print(
+                f"  {rate:.3g} steps a second on this machine: {steps:.0f} steps in {job.length:g} minutes",
+                flush=True,
+            )
         epochs, limit = split_steps(steps, per_epoch)
-        return (f"max_epochs={epochs}", *([f"limit_train_batches={limit}"] if limit < per_epoch else []))
+        return (
+            f"max_epochs={epochs}",
+            *([f"limit_train_batches={limit}"] if limit < per_epoch else []),
+        )
 
     def steps(self, job: Job, recipe: DictConfig) -> int:
         """Of a run of this recipe."""
@@ -245,29 +384,50 @@ class Runs:
 
     def trial(self, job: Job, steps: int) -> float:
         epochs, limit = split_steps(steps, self.steps_per_epoch(job))
-        overrides = (*job.override, f"max_epochs={epochs}", f"limit_train_batches={limit}", f"seed={self.cfg.seeds[0]}", "limit_val_batches=0")
+        overrides = (
+            *job.override,
+            f"max_epochs={epochs}",
+            f"limit_train_batches={limit}",
+            f"seed={self.cfg.seeds[0]}",
+            "limit_val_batches=0",
+        )
         recipe = self.recipe(job.method, overrides)
-        folder = self.finished(recipe, "trials") or self.train(job.method, recipe, (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
-                                                               "trials")
+        folder = self.finished(recipe, "trials") or self.train(
+            job.method,
+            recipe,
+            (*overrides, "evaluation.enabled=False", "checkpoint.enabled=False"),
+            "trials",
+        )
         summary = json.loads((folder / SUMMARY).read_text())
         return summary["steps"] / max(summary["train_seconds"], 0.1)  # which is rounded to tenths
 
     def emp(self) -> str:
         """The recipe whose backbone passes are the budget: the first of EMP among the methods, or ``emp``."""
-        return next((job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp")
+        return next(
+            (job.method for job in self.jobs if self.recipe(job.method).method == "emp"), "emp"
+        )
 
     def steps_per_epoch(self, job: Job) -> int:
         """Raises RunFailed if there is none."""
         recipe = self.recipe(job.method, job.override)
         images, batch = self.images(recipe), global_batch(recipe)
         if images < batch:
-            raise RunFailed(f"a batch has {batch} images, but there are only {images} to train on; set {job.method}.optimizer.batch_size")
+            raise RunFailed(
+                f"a batch has {batch} images, but there are only {images} to train on; set {job.method}.optimizer.batch_size"
+            )
         return images // batch
 
     def images(self, recipe: DictConfig) -> int:
         """Training images; they are counted once for all recipes that take the same ones."""
         data = recipe.data
-        return self.count(data.dataset, data.train_path, data.holdout, data.fraction, data.val_path, data.image_size)
+        return self.count(
+            data.dataset,
+            data.train_path,
+            data.holdout,
+            data.fraction,
+            data.val_path,
+            data.image_size,
+        )
 
     @cache
     def count(self, *data: Any) -> int:
@@ -278,20 +438,35 @@ class Runs:
     @cache
     def recipe(self, method: str, overrides: tuple[str, ...] = ()) -> DictConfig:
         """A recipe as it is with the comparison's overrides and these."""
-        return read_config(str(self.recipes), f"{self.cfg.recipes}/{method}", [*self.overrides_of(method), *overrides])
+        return read_config(
+            str(self.recipes),
+            f"{self.cfg.recipes}/{method}",
+            [*self.overrides_of(method), *overrides],
+        )
 
     def overrides_of(self, method: str) -> list[str]:
-        methods = tuple(f"{path.stem}." for path in (self.recipes / self.cfg.recipes).glob("*.yaml"))
+        methods = tuple(
+            f"{path.stem}." for path in (self.recipes / self.cfg.recipes).glob("*.yaml")
+        )
         general = [item for item in self.overrides if not item.startswith(methods)]
-        return general + [item.removeprefix(f"{method}.") for item in self.overrides if item.startswith(f"{method}.")]
+        return general + [
+            item.removeprefix(f"{method}.")
+            for item in self.overrides
+            if item.startswith(f"{method}.")
+        ]
 
-    def finished(self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False) -> Path | None:
+    def finished(
+        self, recipe: DictConfig, place: str, kept: list[str] | None = None, again: bool = False
+    ) -> Path | None:
         """The folder of a finished run of this recipe, with these checkpoints or what came of them. One that was evaluated with other settings, or is to
         be evaluated ``again``, loses its summary: the pretraining then finds it unfinished, only evaluates, and notes the settings."""
         for summary in (self.results / place / recipe.method).glob(f"*/{SUMMARY}"):
             folder = summary.parent
             before = OmegaConf.load(folder / CONFIG)
-            there = all((folder / name).exists() or (folder / name).with_suffix(".json").exists() for name in kept or [])
+            there = all(
+                (folder / name).exists() or (folder / name).with_suffix(".json").exists()
+                for name in kept or []
+            )
             if _training(before) != _training(recipe) or not there:
                 continue
             if place == "trials" or not again and _evaluation(before) == _evaluation(recipe):
@@ -301,19 +476,42 @@ class Runs:
                     done.unlink()
         return None
 
-    def train(self, method: str, recipe: DictConfig, overrides: tuple[str, ...], place: str, kept: list[str] | None = None) -> Path:
+    def train(
+        self,
+        method: str,
+        recipe: DictConfig,
+        overrides: tuple[str, ...],
+        place: str,
+        kept: list[str] | None = None,
+    ) -> Path:
         """Run the ordinary pretraining and return its folder. Raises RunFailed with the reason."""
         self.processes += 1
-        reason = run_process([sys.executable, "-m", "emp_plugin.main_pretrain", "--config-path", str(self.recipes), "--config-name",
-                              f"{self.cfg.recipes}/{method}", *self.overrides_of(method), *overrides, f"checkpoint.dir={self.results / place}",
-                              "auto_resume.enabled=True", "auto_resume.max_hours=1e6"])
+        reason = run_process(
+            [
+                sys.executable,
+                "-m",
+                "emp_plugin.main_pretrain",
+                "--config-path",
+                str(self.recipes),
+                "--config-name",
+                f"{self.cfg.recipes}/{method}",
+                *self.overrides_of(method),
+                *overrides,
+                f"checkpoint.dir={self.results / place}",
+                "auto_resume.enabled=True",
+                "auto_resume.max_hours=1e6",
+            ]
+        )
         if reason:
             raise RunFailed(reason)
         folder = self.finished(recipe, place, kept)
         if folder is None:
             begun = self.finished(recipe, place)
-            raise RunFailed(f"{begun} was begun without the checkpoints that evaluate_every or the snapshots ask for; the same command trains it anew"
-                            if begun else "it ended without a summary")
+            raise RunFailed(
+                f"{begun} was begun without the checkpoints that evaluate_every or the snapshots ask for; the same command trains it anew"
+                if begun
+                else "it ended without a summary"
+            )
         return folder
 
 
@@ -360,17 +558,40 @@ def paper_name(recipe: DictConfig, folder: Path) -> str:
     """The name in paper.csv of what a recipe trains; empty where the paper has no such run, on a part of the data, or with other settings (of the linear
     probe, too) than the recipe of its method in ``folder`` has for that dataset, number of patches and length."""
     data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
-    name = f"EMP-SSL {data.num_patches} patches" if recipe.method == "emp" else LABELS.get(recipe.method, "")
-    if data.fraction not in (-1, 1) or data.holdout or not len(paper_figures(data.dataset, name)) or not shipped.is_file():
+    name = (
+        f"EMP-SSL {data.num_patches} patches"
+        if recipe.method == "emp"
+        else LABELS.get(recipe.method, "")
+    )
+    if (
+        data.fraction not in (-1, 1)
+        or data.holdout
+        or not len(paper_figures(data.dataset, name))
+        or not shipped.is_file()
+    ):
         return ""
-    published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}",
-                            [f"data.dataset={data.dataset}", f"data.num_patches={data.num_patches}", f"max_epochs={recipe.max_epochs}"])
-    return name if (_published(recipe), recipe.evaluation.linear) == (_published(published), published.evaluation.linear) else ""
+    published = read_config(
+        str(folder.parent),
+        f"{folder.name}/{shipped.stem}",
+        [
+            f"data.dataset={data.dataset}",
+            f"data.num_patches={data.num_patches}",
+            f"max_epochs={recipe.max_epochs}",
+        ],
+    )
+    return (
+        name
+        if (_published(recipe), recipe.evaluation.linear)
+        == (_published(published), published.evaluation.linear)
+        else ""
+    )
 
 
 def _published(cfg: DictConfig) -> dict[str, Any]:
     """What has to be the paper's. How many devices share a batch, and in how many chunks patches are projected, is the machine's concern."""
-    settings = {key: value for key, value in OmegaConf.to_container(cfg).items() if key in PAPER_SETTINGS}
+    settings = {
+        key: value for key, value in OmegaConf.to_container(cfg).items() if key in PAPER_SETTINGS
+    }
     settings["optimizer"]["batch_size"] = global_batch(cfg)
     settings["method_kwargs"].pop("patch_chunk", None)
     return settings
@@ -380,13 +601,23 @@ def evaluated(recipe: DictConfig, view: str) -> tuple[Any, ...]:
     """What the features of raw pixels and of an untrained network depend on, besides the seed."""
     patches = recipes(recipe)[0].with_patches(1)
     bag = patches if recipe.evaluation.bag_augmented else patches.plain()
-    return bag if view == "bag" else (patches.mean, patches.std), recipe.backbone, *(recipe.data[key] for key in ("dataset", "holdout", "fraction"))
+    return (
+        bag if view == "bag" else (patches.mean, patches.std),
+        recipe.backbone,
+        *(recipe.data[key] for key in ("dataset", "holdout", "fraction")),
+    )
 
 
 def _training(cfg: DictConfig) -> dict[str, Any]:
-    return {key: value for key, value in OmegaConf.to_container(cfg).items() if key not in NOT_COMPARED}
+    return {
+        key: value for key, value in OmegaConf.to_container(cfg).items() if key not in NOT_COMPARED
+    }
 
 
 def _evaluation(cfg: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.merge(OmegaConf.structured(Evaluation), cfg.evaluation)  # an older run had what is now the default
-    return {key: value for key, value in OmegaConf.to_container(settings).items() if key != "references"}
+    settings = OmegaConf.merge(
+        OmegaConf.structured(Evaluation), cfg.evaluation
+    )  # an older run had what is now the default
+    return {
+        key: value for key, value in OmegaConf.to_container(settings).items() if key != "references"
+    }

@@ -1,4 +1,5 @@
 """Features on images they were not trained on: checkpoints of one CIFAR probed on the other, and on their own (arXiv 2304.03977, tables 5 and 6)."""
+
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ PROBES = "evaluation.probes=[linear,knn]"
 SETTINGS = "transfer.yaml"
 
 
-def transfer(checkpoints: list[str], results: Path, config_path: str, config_name: str, overrides: list[str]) -> None:
+def transfer(
+    checkpoints: list[str], results: Path, config_path: str, config_name: str, overrides: list[str]
+) -> None:
     """Probe every checkpoint on both CIFARs, as ``main_linear`` and ``main_knn`` do, and write ``transfer.csv`` and ``transfer.md`` after each.
 
     Images are normalised, and patches cut, as the checkpoint was trained. Raw pixels and the untrained network come with the first checkpoint. Called
@@ -38,11 +41,25 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
     for path in checkpoints:
         run = load_method(path)[1]
         for dataset in DATASETS:
-            given = [f"pretrained_feature_extractor={path}", f"data.dataset={dataset}", PROBES, f"evaluation.references={path == checkpoints[0]}"]
+            given = [
+                f"pretrained_feature_extractor={path}",
+                f"data.dataset={dataset}",
+                PROBES,
+                f"evaluation.references={path == checkpoints[0]}",
+            ]
             probe = read_config(config_path, config_name, [*given, *overrides], Probe)
             data = probed_data(run, probe)
-            about = {"name": run.name, "method": run.method, "seed": run.seed, "trained_on": run.data.dataset, "dataset": dataset, "checkpoint": path,
-                     "modified": int(Path(path).expanduser().stat().st_mtime), "holdout": data.holdout, "fraction": data.fraction}
+            about = {
+                "name": run.name,
+                "method": run.method,
+                "seed": run.seed,
+                "trained_on": run.data.dataset,
+                "dataset": dataset,
+                "checkpoint": path,
+                "modified": int(Path(path).expanduser().stat().st_mtime),
+                "holdout": data.holdout,
+                "fraction": data.fraction,
+            }
             jobs.append((probe, about))
     settings = OmegaConf.to_container(jobs[0][0])  # as resolved on this machine
     del settings["pretrained_feature_extractor"], settings["data"]["dataset"]
@@ -52,10 +69,15 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
     if not before:
         for name in ("transfer.csv", "transfer.md"):  # of other settings
             (results / name).unlink(missing_ok=True)
-    write_text(results / SETTINGS, OmegaConf.to_yaml({"command": " ".join(sys.argv), "probe": settings}))
+    write_text(
+        results / SETTINGS, OmegaConf.to_yaml({"command": " ".join(sys.argv), "probe": settings})
+    )
     write_text(results / "versions.json", json.dumps(versions(), indent=2) + "\n")
     for number, (probe, about) in enumerate(jobs):
-        print(f"\n[{number + 1}/{len(jobs)}] {about['checkpoint']} on {about['dataset']}{': done' if parts[number] else ''}", flush=True)
+        print(
+            f"\n[{number + 1}/{len(jobs)}] {about['checkpoint']} on {about['dataset']}{': done' if parts[number] else ''}",
+            flush=True,
+        )
         parts[number] = parts[number] or [about | row for row in probe_checkpoint(probe)]
         table = pd.DataFrame([row for part in parts for row in part])
         write_text(results / "transfer.csv", table.to_csv(index=False))
@@ -65,12 +87,18 @@ def transfer(checkpoints: list[str], results: Path, config_path: str, config_nam
 
 def _rows_before(results: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an earlier call with the same settings."""
-    if not (results / SETTINGS).exists() or not (results / "transfer.csv").exists() or OmegaConf.load(results / SETTINGS).get("probe") != settings:
+    if (
+        not (results / SETTINGS).exists()
+        or not (results / "transfer.csv").exists()
+        or OmegaConf.load(results / SETTINGS).get("probe") != settings
+    ):
         return []
     return pd.read_csv(results / "transfer.csv").to_dict("records")
 
 
-def _done(rows: list[dict[str, Any]], about: dict[str, Any], references: bool) -> list[dict[str, Any]]:
+def _done(
+    rows: list[dict[str, Any]], about: dict[str, Any], references: bool
+) -> list[dict[str, Any]]:
     """The rows of one checkpoint on one dataset, if all are there; of the references only where wanted."""
     there = [row for row in rows if row.items() >= about.items()]
     methods = [row for row in there if row["model"] not in REFERENCE_STYLES]

@@ -1,4 +1,5 @@
 """Where images come from: a dataset's name and a path -> images in memory as uint8."""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +12,40 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
-from emp_plugin.data.files import ImageFiles, class_folders, image_paths, list_flat, list_folder, list_tiny_imagenet, open_image
+from emp_plugin.data.files import (
+    ImageFiles,
+    class_folders,
+    image_paths,
+    list_flat,
+    list_folder,
+    list_tiny_imagenet,
+    open_image,
+)
 from emp_plugin.errors import UserError
 
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 # None: whatever the folder holds
-NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet100": 100, "custom": None}
-IMAGE_SIZE = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet100": 224, "custom": 224}  # pixels
-RESIZABLE = ("digits", "imagenet100", "custom")  # to data.image_size; the last two are streamed from disk
+NUM_CLASSES = {
+    "digits": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "tiny-imagenet": 200,
+    "imagenet100": 100,
+    "custom": None,
+}
+IMAGE_SIZE = {
+    "digits": 32,
+    "cifar10": 32,
+    "cifar100": 32,
+    "tiny-imagenet": 64,
+    "imagenet100": 224,
+    "custom": 224,
+}  # pixels
+RESIZABLE = (
+    "digits",
+    "imagenet100",
+    "custom",
+)  # to data.image_size; the last two are streamed from disk
 SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
 UNLABELLED = ["unlabelled"]  # the one class of a folder without classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
@@ -45,8 +72,14 @@ class ImageData:
         return replace(self, images=self.images[indices], targets=self.targets[indices])
 
 
-def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fraction: float = -1, val_path: str | None = None,
-                 image_size: int | None = None) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+def load_dataset(
+    name: str,
+    train_path: str | None,
+    holdout: float = 0.0,
+    fraction: float = -1,
+    val_path: str | None = None,
+    image_size: int | None = None,
+) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
     """Load the training and the evaluation images of a dataset; the second is None for images without labels.
 
     Args:
@@ -69,7 +102,10 @@ def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fracti
     if name == "digits":
         train, test = _digits(image_size or IMAGE_SIZE[name])
     elif not train_path:
-        raise UserError(f"data.train_path is not set; {name} needs a folder to read from" + (" or to download into" if name in CIFAR else ""))
+        raise UserError(
+            f"data.train_path is not set; {name} needs a folder to read from"
+            + (" or to download into" if name in CIFAR else "")
+        )
     else:
         root, size = Path(train_path).expanduser(), image_size or IMAGE_SIZE[name]
         if name in CIFAR:
@@ -78,15 +114,23 @@ def load_dataset(name: str, train_path: str | None, holdout: float = 0.0, fracti
             train, test = _tiny_imagenet(root, size)
         elif name == "imagenet100":
             classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
-            train, test = list_folder(root / "train", size, classes), list_folder(root / "val", size, classes)
+            train, test = (
+                list_folder(root / "train", size, classes),
+                list_folder(root / "val", size, classes),
+            )
         else:
-            train, test = _custom(root, Path(val_path).expanduser() if val_path else None, size, holdout)
+            train, test = _custom(
+                root, Path(val_path).expanduser() if val_path else None, size, holdout
+            )
     if holdout:
         train, test = _stratified_split(train, holdout, "data.holdout")
     if fraction > 0 and fraction != 1:
         _, train = _stratified_split(train, fraction, "data.fraction")
     if name == "tiny-imagenet":
-        train, test = (ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes) for split, files in (("train", train), ("val", test)))
+        train, test = (
+            ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes)
+            for split, files in (("train", train), ("val", test))
+        )
     return train, test
 
 
@@ -98,14 +142,23 @@ def count_classes(name: str, train_path: str | None) -> int:
     return max(1, len(class_folders(root))) if root.is_dir() and not _is_flat(root) else 1
 
 
-def _stratified_split(data: ImageData, fraction: float, setting: str) -> tuple[ImageData, ImageData]:
+def _stratified_split(
+    data: ImageData, fraction: float, setting: str
+) -> tuple[ImageData, ImageData]:
     """Split off ``fraction`` of the images, every class in proportion; order within each part is the original one."""
     if not 0 < fraction < 1:
         raise UserError(f"{setting} must be between 0 and 1, got {fraction}")
     try:
-        rest, part = train_test_split(np.arange(len(data)), test_size=fraction, stratify=data.targets.numpy(), random_state=SPLIT_SEED)
+        rest, part = train_test_split(
+            np.arange(len(data)),
+            test_size=fraction,
+            stratify=data.targets.numpy(),
+            random_state=SPLIT_SEED,
+        )
     except ValueError as error:
-        raise UserError(f"{setting}={fraction} cannot split {len(data)} images into {len(data.classes)} classes: {error}") from error
+        raise UserError(
+            f"{setting}={fraction} cannot split {len(data)} images into {len(data.classes)} classes: {error}"
+        ) from error
     return data.subset(np.sort(rest)), data.subset(np.sort(part))
 
 
@@ -113,35 +166,62 @@ def _digits(size: int) -> tuple[ImageData, ImageData]:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size; a fifth is the test set."""
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(grey, size=size, mode="bilinear").round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    return _stratified_split(ImageData(images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]), 0.2, "test")
+    images = (
+        F.interpolate(grey, size=size, mode="bilinear")
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .expand(-1, 3, -1, -1)
+        .contiguous()
+    )
+    return _stratified_split(
+        ImageData(
+            images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]
+        ),
+        0.2,
+        "test",
+    )
 
 
 def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     if not (root / "train").is_dir():
-        raise UserError(f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set "
-                        f"data.train_path to its folder tiny-imagenet-200. `bash scripts/pretrain/digits/emp.sh` needs no download.")
+        raise UserError(
+            f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set "
+            f"data.train_path to its folder tiny-imagenet-200. `bash scripts/pretrain/digits/emp.sh` needs no download."
+        )
     train, test = list_tiny_imagenet(root, size)
     if len(train.classes) != NUM_CLASSES["tiny-imagenet"]:
-        raise UserError(f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has {NUM_CLASSES['tiny-imagenet']} classes; "
-                        f"for a part of it set data.dataset=custom")
+        raise UserError(
+            f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has {NUM_CLASSES['tiny-imagenet']} classes; "
+            f"for a part of it set data.dataset=custom"
+        )
     return train, test
 
 
-def _custom(root: Path, evaluation: Path | None, size: int, holdout: float) -> tuple[ImageFiles, ImageFiles | None]:
+def _custom(
+    root: Path, evaluation: Path | None, size: int, holdout: float
+) -> tuple[ImageFiles, ImageFiles | None]:
     if _is_flat(root):
         if holdout or evaluation:
-            raise UserError(f"images lie in {root} itself, so they are without labels and nothing can be evaluated: leave data.holdout and data.val_path out, "
-                            "or move them into class folders")
+            raise UserError(
+                f"images lie in {root} itself, so they are without labels and nothing can be evaluated: leave data.holdout and data.val_path out, "
+                "or move them into class folders"
+            )
         return list_flat(root, size, UNLABELLED), None
     train = list_folder(root, size)
     if "train" in train.classes and set(train.classes) <= SPLITS:
-        raise UserError(f"{root} holds {' and '.join(train.classes)}, no class folders: set data.train_path={root / 'train'}, and data.val_path likewise")
+        raise UserError(
+            f"{root} holds {' and '.join(train.classes)}, no class folders: set data.train_path={root / 'train'}, and data.val_path likewise"
+        )
     test = list_folder(evaluation, size) if evaluation else None
     if test is None and not holdout:
-        raise UserError("data.dataset=custom: set data.val_path to class folders to evaluate on, or data.holdout=0.1 to take a tenth of the training images")
+        raise UserError(
+            "data.dataset=custom: set data.val_path to class folders to evaluate on, or data.holdout=0.1 to take a tenth of the training images"
+        )
     if test and test.classes != train.classes:
-        raise UserError(f"{evaluation} and {root} have different class folders: {', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}")
+        raise UserError(
+            f"{evaluation} and {root} have different class folders: {', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}"
+        )
     return train, test
 
 
@@ -167,7 +247,11 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
                 f"`bash scripts/pretrain/digits/emp.sh` needs no download."
             ) from error
     return tuple(
-        ImageData(torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets), list(split.classes))
+        ImageData(
+            torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(split.targets),
+            list(split.classes),
+        )
         for split in splits
     )
 
@@ -180,22 +264,31 @@ def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
     """
     train, test = (_read_folder(root / split, IMAGE_SIZE[name]) for split in ("train", "test"))
     if train.classes != test.classes:
-        raise UserError(f"{root}: train/ and test/ have different class folders: "
-                        f"{', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}")
+        raise UserError(
+            f"{root}: train/ and test/ have different class folders: "
+            f"{', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}"
+        )
     if len(train.classes) != NUM_CLASSES[name]:
-        raise UserError(f"{root}: {len(train.classes)} class folders, but {name} has {NUM_CLASSES[name]} classes")
+        raise UserError(
+            f"{root}: {len(train.classes)} class folders, but {name} has {NUM_CLASSES[name]} classes"
+        )
     return train, test
 
 
 def _read_folder(folder: Path, size: int) -> ImageData:
     try:
-        listing = ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in Image.registered_extensions())
+        listing = ImageFolder(
+            str(folder),
+            is_valid_file=lambda path: Path(path).suffix.lower() in Image.registered_extensions(),
+        )
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
     images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)
     for i, (path, _) in enumerate(listing.samples):
         pixels = np.array(open_image(path))
         if pixels.shape != (size, size, 3):
-            raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}")
+            raise UserError(
+                f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}"
+            )
         images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
     return ImageData(images, torch.tensor(listing.targets), listing.classes)

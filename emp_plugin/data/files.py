@@ -1,4 +1,5 @@
 """Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
+
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -56,19 +57,32 @@ class ImageFiles:
     def died_on(self) -> list[str]:
         """Paths that worker processes were reading when they died."""
         alive = {process.pid for process in multiprocessing.active_children()}
-        return [os.fsdecode(self.paths[number - 1]) for process, number in self.reading.tolist() if number and process not in alive]
+        return [
+            os.fsdecode(self.paths[number - 1])
+            for process, number in self.reading.tolist()
+            if number and process not in alive
+        ]
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """The images at ``indices``, in that order."""
         indices = np.asarray(indices)
-        return replace(self, paths=self.paths[indices], targets=self.targets[torch.as_tensor(indices)], reading=no_marks())
+        return replace(
+            self,
+            paths=self.paths[indices],
+            targets=self.targets[torch.as_tensor(indices)],
+            reading=no_marks(),
+        )
 
     def read_all(self, description: str) -> Tensor:
         """All images at once, uint8 (N, 3, size, size), with a progress bar."""
         images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
+        with ThreadPoolExecutor(
+            os.cpu_count()
+        ) as pool:  # Pillow decodes without holding Python's lock
             decoded = pool.map(lambda path: read_image(os.fsdecode(path), self.size), self.paths)
-            for i, image in enumerate(track(decoded, total=len(self), description=description, transient=True)):
+            for i, image in enumerate(
+                track(decoded, total=len(self), description=description, transient=True)
+            ):
                 images[i] = image
         return images
 
@@ -80,7 +94,9 @@ def read_image(path: str | Path, size: int) -> Tensor:
     if (width, height) != (size, size):
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        image = image.resize(
+            (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -99,7 +115,14 @@ def open_image(path: str | Path, size: int | None = None) -> Image.Image:
             if size:
                 file.draft("RGB", (size, size))
             return _rgb(file)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
 
@@ -127,7 +150,9 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     names = sorted(classes) if classes else class_folders(folder)
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of {len(names)} class folders, the first is {missing[0]}")
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(names)} class folders, the first is {missing[0]}"
+        )
     paths, targets = [], []
     for label, name in enumerate(names):
         found = image_paths(folder / name)
@@ -135,18 +160,26 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
             raise UserError(f"{folder / name}: no images in this class folder; fill or remove it")
         paths += found
         targets += [label] * len(found)
-    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size)
+    return ImageFiles(
+        np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size
+    )
 
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders in ``folder``, sorted; hidden ones are no classes."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
     """All images in ``folder`` and below as one class, of the name in ``classes``."""
     paths = image_paths(folder)
-    return ImageFiles(np.array(paths, dtype=np.bytes_), torch.zeros(len(paths), dtype=torch.long), classes, size)
+    return ImageFiles(
+        np.array(paths, dtype=np.bytes_), torch.zeros(len(paths), dtype=torch.long), classes, size
+    )
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:
@@ -159,8 +192,11 @@ def image_paths(folder: Path, below: bool = True) -> list[bytes]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if below and not name.startswith(".")]
-        paths += [os.fsencode(os.path.join(parent, name)) for name in names
-                  if os.path.splitext(name)[1].lower() in known and not name.startswith(".")]
+        paths += [
+            os.fsencode(os.path.join(parent, name))
+            for name in names
+            if os.path.splitext(name)[1].lower() in known and not name.startswith(".")
+        ]
     return sorted(paths)
 
 
@@ -178,6 +214,13 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line.strip()]
     strange = [row for row in rows if len(row) < 2 or row[1] not in label]
     if strange or not rows:
-        raise UserError(f"{annotations}: expected lines of <file> TAB <class of train/>, got {strange[0] if strange else 'none'}")
+        raise UserError(
+            f"{annotations}: expected lines of <file> TAB <class of train/>, got {strange[0] if strange else 'none'}"
+        )
     paths = [os.fsencode(root / "val" / "images" / name) for name, _ in rows]
-    return train, ImageFiles(np.array(paths, dtype=np.bytes_), torch.tensor([label[name] for _, name in rows]), train.classes, size)
+    return train, ImageFiles(
+        np.array(paths, dtype=np.bytes_),
+        torch.tensor([label[name] for _, name in rows]),
+        train.classes,
+        size,
+    )

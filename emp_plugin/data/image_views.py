@@ -1,4 +1,5 @@
 """``data.views=image``: views made of PIL images where a batch is fetched, in DataLoader workers if there are any, as solo-learn makes them."""
+
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ class ImageViews(Dataset):
         seed_of: (step, place in its indices) -> seed.
     """
 
-    def __init__(self, data: ImageData | ImageFiles, recipes: list[PatchRecipe], seed_of: Callable[..., int]):
+    def __init__(
+        self, data: ImageData | ImageFiles, recipes: list[PatchRecipe], seed_of: Callable[..., int]
+    ):
         self.data, self.seed_of = data, seed_of
         self.transforms = [image_transform(recipe) for recipe in recipes]
 

@@ -3,6 +3,7 @@
 The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn for the global batch and then
 sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
 """
+
 import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
@@ -56,8 +57,21 @@ class StepSampler:
         rank, world_size: this process and their number; each takes its own slice of every global batch.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, position: Callable[[], tuple[int, int]], rank: int = 0, world_size: int = 1):
-        self.num_images, self.batch_size, self.seed, self.position = num_images, batch_size, seed, position
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_images, self.batch_size, self.seed, self.position = (
+            num_images,
+            batch_size,
+            seed,
+            position,
+        )
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -68,7 +82,9 @@ class StepSampler:
         order = torch.randperm(self.num_images, generator=generator(self.seed, ORDER, epoch))
         start = self.rank * self.batch_size
         for step in range(first, len(self)):
-            batch = order[step * self.batch_size * self.world_size:][start:start + self.batch_size]
+            batch = order[step * self.batch_size * self.world_size :][
+                start : start + self.batch_size
+            ]
             yield Step(epoch, step, start, batch)
 
 
@@ -89,8 +105,13 @@ class ViewDataset(ImageViews):
     """As :class:`StepDataset`, with views made of PIL images in the place of uint8 images."""
 
     def __init__(self, data: ImageData | ImageFiles, views: list[BatchMultiPatch], seed: int):
-        super().__init__(data, [view.recipe for view in views],
-                         lambda step, place: generator(seed, VIEWS, step.epoch, step.step, step.start + place).initial_seed())
+        super().__init__(
+            data,
+            [view.recipe for view in views],
+            lambda step, place: generator(
+                seed, VIEWS, step.epoch, step.step, step.start + place
+            ).initial_seed(),
+        )
 
     def __getitems__(self, step: Step) -> Batch:
         return Batch(step, self.views(step), self.data.targets[step.indices])
@@ -132,8 +153,17 @@ class PretrainData(pl.LightningDataModule):
         on_device: make the views where the model is; otherwise of PIL images, where the batch is fetched.
     """
 
-    def __init__(self, train: ImageData | ImageFiles, validation: ImageData | ImageFiles | None, views: list[BatchMultiPatch], batch_size: int,
-                 seed: int, num_workers: int = 0, stacked: bool = False, on_device: bool = True):
+    def __init__(
+        self,
+        train: ImageData | ImageFiles,
+        validation: ImageData | ImageFiles | None,
+        views: list[BatchMultiPatch],
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        stacked: bool = False,
+        on_device: bool = True,
+    ):
         super().__init__()
         self.on_device = on_device
         self.train, self.validation = train, validation
@@ -149,7 +179,9 @@ class PretrainData(pl.LightningDataModule):
         self.resumed_batches = state["batches"]
 
     def _batches(self) -> int:
-        return max(self.resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+        return max(
+            self.resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        )
 
     def _position(self) -> tuple[int, int]:
         """(epoch, step) of the next batch."""
@@ -159,8 +191,19 @@ class PretrainData(pl.LightningDataModule):
         return divmod(self._batches(), steps)
 
     def train_dataloader(self) -> DataLoader:
-        self.sampler = StepSampler(len(self.train), self.batch_size, self.seed, self._position, self.trainer.global_rank, self.trainer.world_size)
-        dataset = StepDataset(self.train) if self.on_device else ViewDataset(self.train, self.views, self.seed)
+        self.sampler = StepSampler(
+            len(self.train),
+            self.batch_size,
+            self.seed,
+            self._position,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        dataset = (
+            StepDataset(self.train)
+            if self.on_device
+            else ViewDataset(self.train, self.views, self.seed)
+        )
         return self._loader(dataset, batch_sampler=self.sampler)
 
     def val_dataloader(self):
@@ -172,8 +215,15 @@ class PretrainData(pl.LightningDataModule):
         return self._loader(EvaluationDataset(data), batch_size=256)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
-        return DataLoader(dataset, collate_fn=as_it_is, num_workers=self.num_workers,
-                          persistent_workers=self.num_workers > 0, worker_init_fn=ignore_signals, pin_memory=torch.cuda.is_available(), **kwargs)
+        return DataLoader(
+            dataset,
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         if not isinstance(batch, Batch):
@@ -182,17 +232,35 @@ class PretrainData(pl.LightningDataModule):
             return normalise(images, recipe.mean, recipe.std), targets
         step, images, targets = batch
         # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
-        torch.manual_seed(generator(self.seed, LAYERS, step.epoch, step.step, self.trainer.global_rank).initial_seed())
+        torch.manual_seed(
+            generator(
+                self.seed, LAYERS, step.epoch, step.step, self.trainer.global_rank
+            ).initial_seed()
+        )
         if not self.on_device:
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
-        made = make_views(self.views, images, step, self.seed, self.batch_size * self.trainer.world_size)
-        return [step.indices, made[0] if self.stacked else [view for patches in made for view in patches], targets]
+        made = make_views(
+            self.views, images, step, self.seed, self.batch_size * self.trainer.world_size
+        )
+        return [
+            step.indices,
+            made[0] if self.stacked else [view for patches in made for view in patches],
+            targets,
+        ]
 
 
-def in_order(data: ImageData | ImageFiles, batch_size: int, num_workers: int = 0) -> Iterator[Tensor]:
+def in_order(
+    data: ImageData | ImageFiles, batch_size: int, num_workers: int = 0
+) -> Iterator[Tensor]:
     """All images of a dataset in its order, uint8 (b, 3, H, W) at a time."""
-    loader = DataLoader(EvaluationDataset(data), batch_size, collate_fn=as_it_is, num_workers=num_workers, worker_init_fn=ignore_signals,
-                        pin_memory=torch.cuda.is_available())
+    loader = DataLoader(
+        EvaluationDataset(data),
+        batch_size,
+        collate_fn=as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
     return (images for images, _ in loader)
 
 
@@ -207,8 +275,13 @@ def as_it_is(batch: T) -> T:
     return batch
 
 
-def make_views(views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int) -> list[Tensor]:
+def make_views(
+    views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int
+) -> list[Tensor]:
     """The views of one step's images, (n, b, 3, s, s) per recipe: drawn for the global batch, then sliced to this process's images."""
     draws = generator(seed, VIEWS, step.epoch, step.step)
     mine = slice(step.start, step.start + len(images))
-    return [view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine)) for view in views]
+    return [
+        view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine))
+        for view in views
+    ]

@@ -1,4 +1,5 @@
 """The evaluation of a run: every view, feature and probe of the method, of the same method untrained, and of raw pixels."""
+
 import itertools
 import time
 from collections.abc import Collection, Iterator
@@ -14,9 +15,20 @@ from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, lin
 from emp_plugin.transforms import PatchRecipe
 
 
-def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageData | ImageFiles, test: ImageData | ImageFiles, recipe: PatchRecipe,
-             settings: DictConfig, seed: int, bf16: bool, num_workers: int = 0, online: nn.Module | None = None,
-             done: Collection[tuple[str, str]] = ()) -> Iterator[dict[str, Any]]:
+def evaluate(
+    trained: nn.Module,
+    untrained: nn.Module,
+    name: str,
+    train: ImageData | ImageFiles,
+    test: ImageData | ImageFiles,
+    recipe: PatchRecipe,
+    settings: DictConfig,
+    seed: int,
+    bf16: bool,
+    num_workers: int = 0,
+    online: nn.Module | None = None,
+    done: Collection[tuple[str, str]] = (),
+) -> Iterator[dict[str, Any]]:
     """Probe the features of a trained method beside those of the untrained one and raw pixels, the quickest first.
 
     Args:
@@ -41,8 +53,13 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
     if settings.references:
         models.append(("untrained", untrained))
         if ("raw pixels", "whole") not in done:
-            pixels = pixel_features(train, recipe, num_workers), pixel_features(test, recipe, num_workers)
-            yield from _probe("raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device)
+            pixels = (
+                pixel_features(train, recipe, num_workers),
+                pixel_features(test, recipe, num_workers),
+            )
+            yield from _probe(
+                "raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device
+            )
     kind = "augmented" if settings.bag_augmented else "plain"
     for view in settings.views:
         label = f"bag of {settings.bag_patches} {kind}" if view == "bag" else view
@@ -50,13 +67,35 @@ def evaluate(trained: nn.Module, untrained: nn.Module, name: str, train: ImageDa
             if (model, label) in done:
                 continue
             began = time.perf_counter()
-            features = [extract_features(method, data, recipe, view, settings.bag_patches, settings.bag_augmented, seed, bf16,
-                                         f"{model}, {view}, {split}", num_workers)
-                        for split, data in (("train", train), ("test", test))]
+            features = [
+                extract_features(
+                    method,
+                    data,
+                    recipe,
+                    view,
+                    settings.bag_patches,
+                    settings.bag_augmented,
+                    seed,
+                    bf16,
+                    f"{model}, {view}, {split}",
+                    num_workers,
+                )
+                for split, data in (("train", train), ("test", test))
+            ]
             seconds = time.perf_counter() - began
-            yield from _probe(model, label, *features, len(train.classes), settings, seconds, device)
+            yield from _probe(
+                model, label, *features, len(train.classes), settings, seconds, device
+            )
             if method is trained and online is not None and "linear" in settings.probes:
-                yield _row(model, "backbone", label, "online linear", 1.0, _online_accuracy(online, features[1], device), seconds)
+                yield _row(
+                    model,
+                    "backbone",
+                    label,
+                    "online linear",
+                    1.0,
+                    _online_accuracy(online, features[1], device),
+                    seconds,
+                )
 
 
 def _online_accuracy(online: nn.Module, test: Features, device: torch.device) -> Accuracy:
@@ -64,20 +103,53 @@ def _online_accuracy(online: nn.Module, test: Features, device: torch.device) ->
         return top_k(online(test.features["backbone"].to(device)), test.targets.to(device))
 
 
-def _probe(model: str, view: str, train: Features, test: Features, num_classes: int, settings: DictConfig, seconds: float,
-           device: torch.device) -> Iterator[dict[str, Any]]:
+def _probe(
+    model: str,
+    view: str,
+    train: Features,
+    test: Features,
+    num_classes: int,
+    settings: DictConfig,
+    seconds: float,
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
     for name, fraction in itertools.product(train.features, settings.label_fractions):
         labelled = labelled_part(train.targets, fraction)
         for probe in settings.probes:
             began = time.perf_counter()
-            arguments = train.features[name][labelled], train.targets[labelled], test.features[name], test.targets
+            arguments = (
+                train.features[name][labelled],
+                train.targets[labelled],
+                test.features[name],
+                test.targets,
+            )
             if probe == "knn":
                 accuracy = knn_probe(*arguments, device=device)
             else:
-                accuracy = linear_probe(*arguments, num_classes, device=device, **settings[probe])  # of settings.linear or settings.mlp
-            yield _row(model, name, view, probe, fraction, accuracy, seconds + time.perf_counter() - began)
+                accuracy = linear_probe(
+                    *arguments, num_classes, device=device, **settings[probe]
+                )  # of settings.linear or settings.mlp
+            yield _row(
+                model, name, view, probe, fraction, accuracy, seconds + time.perf_counter() - began
+            )
 
 
-def _row(model: str, features: str, view: str, probe: str, labels: float, accuracy: Accuracy, seconds: float) -> dict[str, Any]:
-    return {"model": model, "features": features, "view": view, "probe": probe, "labels": labels, "top1": round(accuracy.top1, 2),
-            "top5": round(accuracy.top5, 2), "seconds": round(seconds, 1)}
+def _row(
+    model: str,
+    features: str,
+    view: str,
+    probe: str,
+    labels: float,
+    accuracy: Accuracy,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "features": features,
+        "view": view,
+        "probe": probe,
+        "labels": labels,
+        "top1": round(accuracy.top1, 2),
+        "top5": round(accuracy.top5, 2),
+        "seconds": round(seconds, 1),
+    }

@@ -1,4 +1,5 @@
 """Methods of this project, one file each."""
+
 from emp_plugin.methods.emp import EMP, EMPSettings
 
 __all__ = ["EMP", "EMPSettings"]

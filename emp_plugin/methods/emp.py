@@ -1,4 +1,5 @@
 """EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as a solo-learn method."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,31 +30,45 @@ class EMPSettings:
     """
 
     preset: str = "code"
-    embedding_dim: int | None = None  # width of the layer between backbone and projector; 0: none, the backbone's features are it
+    embedding_dim: int | None = (
+        None  # width of the layer between backbone and projector; 0: none, the backbone's features are it
+    )
     proj_hidden_dim: int | None = None
     proj_output_dim: int | None = None
     invariance_weight: float = 200.0  # lambda
     eps: float = 0.2  # the paper's eps^2
-    patch_chunk: int | None = None  # patches per image in memory at a time; a chunk is a BatchNorm group; None: all n
+    patch_chunk: int | None = (
+        None  # patches per image in memory at a time; a chunk is a BatchNorm group; None: all n
+    )
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            kinds = {"preset": str, "invariance_weight": (int, float), "eps": (int, float)}.get(name, (int, type(None)))
+            kinds = {"preset": str, "invariance_weight": (int, float), "eps": (int, float)}.get(
+                name, (int, type(None))
+            )
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ValueError(f"method_kwargs.{name} has the wrong type: {value!r}")
         if self.preset not in PRESETS:
-            raise ValueError(f"method_kwargs.preset must be one of {', '.join(PRESETS)}, got '{self.preset}'")
+            raise ValueError(
+                f"method_kwargs.preset must be one of {', '.join(PRESETS)}, got '{self.preset}'"
+            )
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.embedding_dim < 0 or self.proj_hidden_dim < 1 or self.proj_output_dim < 1:
-            raise ValueError("method_kwargs: proj_hidden_dim and proj_output_dim must be positive, embedding_dim not negative")
+            raise ValueError(
+                "method_kwargs: proj_hidden_dim and proj_output_dim must be positive, embedding_dim not negative"
+            )
         if not self.invariance_weight >= 0:
-            raise ValueError(f"method_kwargs.invariance_weight must not be negative, got {self.invariance_weight}")
+            raise ValueError(
+                f"method_kwargs.invariance_weight must not be negative, got {self.invariance_weight}"
+            )
         if not self.eps > 0:
             raise ValueError(f"method_kwargs.eps must be positive, got {self.eps}")
         if self.patch_chunk is not None and self.patch_chunk < 1:
-            raise ValueError(f"method_kwargs.patch_chunk must be at least 1, or null for all patches at once, got {self.patch_chunk}")
+            raise ValueError(
+                f"method_kwargs.patch_chunk must be at least 1, or null for all patches at once, got {self.patch_chunk}"
+            )
 
 
 class EMP(BaseMethod):
@@ -74,32 +89,47 @@ class EMP(BaseMethod):
         self.settings = settings
         self.extra_args = asdict(settings)
         width = settings.embedding_dim or self.features_dim
-        self.embedder = _dense(self.features_dim, width) if settings.embedding_dim else nn.Identity()
-        self.projector = nn.Sequential(*_dense(width, settings.proj_hidden_dim),
-                                       nn.Linear(settings.proj_hidden_dim, settings.proj_output_dim))
+        self.embedder = (
+            _dense(self.features_dim, width) if settings.embedding_dim else nn.Identity()
+        )
+        self.projector = nn.Sequential(
+            *_dense(width, settings.proj_hidden_dim),
+            nn.Linear(settings.proj_hidden_dim, settings.proj_output_dim),
+        )
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parent's parameter groups, the embedding layer and the projector."""
-        own = [{"name": "embedder", "params": list(self.embedder.parameters())}, {"name": "projector", "params": list(self.projector.parameters())}]
+        own = [
+            {"name": "embedder", "params": list(self.embedder.parameters())},
+            {"name": "projector", "params": list(self.projector.parameters())},
+        ]
         return super().learnable_params + [group for group in own if group["params"]]
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Features to probe, of images or patches x (b, 3, s, s): ``backbone`` (b, f) and, where there is one, ``embedding`` (b, e)."""
         h = backbone_of(self)(x.contiguous(memory_format=torch.channels_last))
-        return {"backbone": h, "embedding": self.embedder(h)} if self.settings.embedding_dim else {"backbone": h}
+        return (
+            {"backbone": h, "embedding": self.embedder(h)}
+            if self.settings.embedding_dim
+            else {"backbone": h}
+        )
 
     def project(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Backbone features (n, b, f) and unit projections z (n, b, d) of patches (n, b, 3, s, s), passed as one batch of n x b."""
         n, b = patches.shape[:2]
         out = self.features(patches.flatten(0, 1))
         z = self.projector(out.get("embedding", out["backbone"]))
-        return out["backbone"].unflatten(0, (n, b)), F.normalize(at_least_float32(z), dim=-1).unflatten(0, (n, b))
+        return out["backbone"].unflatten(0, (n, b)), F.normalize(
+            at_least_float32(z), dim=-1
+        ).unflatten(0, (n, b))
 
     def project_chunks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`project`, ``patch_chunk`` patches at a time and without keeping their activations; h has no gradient."""
         parts = backbone_of(self), self.embedder, self.projector
-        return _InChunks.apply(self, patches, *(p for part in parts for p in part.parameters() if p.requires_grad))
+        return _InChunks.apply(
+            self, patches, *(p for part in parts for p in part.parameters() if p.requires_grad)
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on solo-learn's ``[indices, X, targets]``; X is (n, b, 3, s, s) or a list of n tensors (b, 3, s, s)."""
@@ -112,16 +142,31 @@ class EMP(BaseMethod):
         # the online classifier sees the bag of the image's patches; its gradient stops at the features
         logits = self.classifier(at_least_float32(h).mean(0).detach())
         labelled = targets >= 0
-        class_loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum") / labelled.sum().clamp_min(1)
+        class_loss = F.cross_entropy(
+            logits.float(), targets, ignore_index=-1, reduction="sum"
+        ) / labelled.sum().clamp_min(1)
         accuracy = 100 * (logits.argmax(-1) == targets).sum() / labelled.sum().clamp_min(1)
 
         if self.knn_eval:  # solo-learn's online k-NN, which validation queries
             self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
 
-        logged = {"train_loss": out.loss, "train_coding_rate": out.coding_rate, "train_invariance": out.invariance,
-                  "train_effective_rank": effective_rank(everybody.detach().mean(0)), "train_class_loss": class_loss, "train_acc1": accuracy}
+        logged = {
+            "train_loss": out.loss,
+            "train_coding_rate": out.coding_rate,
+            "train_invariance": out.invariance,
+            "train_effective_rank": effective_rank(everybody.detach().mean(0)),
+            "train_class_loss": class_loss,
+            "train_acc1": accuracy,
+        }
         # in one go; Lightning's sync_dist reduces each by itself, behind a barrier that the host waits at
-        self.log_dict(dict(zip(logged, mean_over_processes(torch.stack([value.detach() for value in logged.values()])))))
+        self.log_dict(
+            dict(
+                zip(
+                    logged,
+                    mean_over_processes(torch.stack([value.detach() for value in logged.values()])),
+                )
+            )
+        )
         return out.loss + class_loss
 
 
@@ -155,16 +200,21 @@ class _InChunks(torch.autograd.Function):
         device = patches.device.type
         ctx.method, ctx.random, ctx.weights = method, [], weights
         # casts of the weights must not be kept: these have no graph
-        ctx.autocast = {"device_type": device, "dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device), "cache_enabled": False}
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+            "cache_enabled": False,
+        }
         ctx.save_for_backward(patches)
         out: tuple[Tensor, ...] = ()
         with torch.autocast(**ctx.autocast):
             for first in range(0, len(patches), method.settings.patch_chunk):
                 ctx.random.append(_random_state(patches.device))
-                made = method.project(patches[first:first + method.settings.patch_chunk])
+                made = method.project(patches[first : first + method.settings.patch_chunk])
                 out = out or tuple(part.new_empty(len(patches), *part.shape[1:]) for part in made)
                 for whole, part in zip(out, made):
-                    whole[first:first + len(part)] = part
+                    whole[first : first + len(part)] = part
         ctx.mark_non_differentiable(out[0])
         return out
 
@@ -177,7 +227,9 @@ class _InChunks(torch.autograd.Function):
         with torch.enable_grad(), frozen_batch_statistics(ctx.method):
             for part, dz, state in zip(patches.split(chunk), upstream.split(chunk), ctx.random):
                 _set_random_state(patches.device, state)  # dropout falls as in the first pass
-                with torch.autocast(**ctx.autocast):  # not the gradients, whose types are those of the pass
+                with torch.autocast(
+                    **ctx.autocast
+                ):  # not the gradients, whose types are those of the pass
                     z = ctx.method.project(part)[1]
                 for total, gradient in zip(gradients, torch.autograd.grad(z, ctx.weights, dz)):
                     total += gradient
@@ -186,7 +238,9 @@ class _InChunks(torch.autograd.Function):
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), torch.cuda.get_rng_state(
+        device
+    ) if device.type == "cuda" else None
 
 
 def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
@@ -198,7 +252,11 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, BatchNorm normalises by the batch as in training but leaves its running statistics and counters as they are."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats]
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
+    ]
     for layer in layers:
         layer.track_running_stats = False
     try:

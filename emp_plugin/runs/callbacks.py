@@ -1,4 +1,5 @@
 """What watches a training run: checkpoints, signals, the check for a broken loss, and the progress bar."""
+
 import os
 import signal
 import time
@@ -23,7 +24,9 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
         UserError: if it cannot be written; the older ones are still there.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         try:
@@ -33,7 +36,9 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # a full disk is the one or the other
             temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; the checkpoint before it is kept") from error
+            raise UserError(
+                f"cannot write {path}: {str(error).splitlines()[0]}; the checkpoint before it is kept"
+            ) from error
 
 
 class Checkpoints(pl.Callback):
@@ -57,9 +62,23 @@ class Checkpoints(pl.Callback):
         UserError: after a signal, when the checkpoint is written.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, min_seconds: float, frequency: int, keep_previous: bool, config: dict[str, Any],
-                 keep_every_n_steps: int | None = None):
-        self.folder, self.every_n_steps, self.min_seconds, self.frequency, self.keep_previous = folder, every_n_steps, min_seconds, frequency, keep_previous
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        min_seconds: float,
+        frequency: int,
+        keep_previous: bool,
+        config: dict[str, Any],
+        keep_every_n_steps: int | None = None,
+    ):
+        self.folder, self.every_n_steps, self.min_seconds, self.frequency, self.keep_previous = (
+            folder,
+            every_n_steps,
+            min_seconds,
+            frequency,
+            keep_previous,
+        )
         self.config, self.keep_every_n_steps = config, keep_every_n_steps
         self.saved_step = 0
         self.loss = torch.zeros(())
@@ -68,14 +87,29 @@ class Checkpoints(pl.Callback):
 
     # what a checkpoint holds besides Lightning's own
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint[CONFIG_KEY] = self.config
-        means = {key: metric for key, metric in trainer.fit_loop.epoch_loop._results.items() if metric.meta.on_epoch and metric.meta.is_mean_reduction}
-        sums = {key: [trainer.strategy.reduce(part.float().clone(), reduce_op="mean") for part in (metric.value, metric.cumulated_batch_size)]
-                for key, metric in means.items()}
-        checkpoint[EPOCH_KEY] = sums | self.epoch_sums  # those of before a resume, until its first step is made
+        means = {
+            key: metric
+            for key, metric in trainer.fit_loop.epoch_loop._results.items()
+            if metric.meta.on_epoch and metric.meta.is_mean_reduction
+        }
+        sums = {
+            key: [
+                trainer.strategy.reduce(part.float().clone(), reduce_op="mean")
+                for part in (metric.value, metric.cumulated_batch_size)
+            ]
+            for key, metric in means.items()
+        }
+        checkpoint[EPOCH_KEY] = (
+            sums | self.epoch_sums
+        )  # those of before a resume, until its first step is made
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.epoch_sums = checkpoint.get(EPOCH_KEY, {})
 
     # when it is written
@@ -83,41 +117,68 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.saved_at = time.monotonic()
         environment = trainer._accelerator_connector.cluster_environment
-        self.requeue_signal = environment.requeue_signal if getattr(environment, "auto_requeue", False) else None  # SLURM's only
-        self.requeue = signal.getsignal(self.requeue_signal) if self.requeue_signal else None  # Lightning's
+        self.requeue_signal = (
+            environment.requeue_signal if getattr(environment, "auto_requeue", False) else None
+        )  # SLURM's only
+        self.requeue = (
+            signal.getsignal(self.requeue_signal) if self.requeue_signal else None
+        )  # Lightning's
         for number in (signal.SIGTERM, signal.SIGINT, self.requeue_signal):
             if number:
-                signal.signal(number, self._note_signal)  # Lightning puts the old ones back when the fit ends
+                signal.signal(
+                    number, self._note_signal
+                )  # Lightning puts the old ones back when the fit ends
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
         self.signal = number
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return  # in the middle of a step
         step = trainer.global_step
-        trainer.fit_loop.epoch_loop._batches_that_stepped = step  # Lightning is one ahead when it continues from between two steps
+        trainer.fit_loop.epoch_loop._batches_that_stepped = (
+            step  # Lightning is one ahead when it continues from between two steps
+        )
         if self.keep_every_n_steps and step and step % self.keep_every_n_steps == 0:
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt", weights_only=False)
         if batch_idx == 0:
             self._save_last(trainer, trainer.current_epoch)
-        elif step % self.every_n_steps == 0 and trainer.strategy.reduce_boolean_decision(time.monotonic() - self.saved_at >= self.min_seconds):
+        elif step % self.every_n_steps == 0 and trainer.strategy.reduce_boolean_decision(
+            time.monotonic() - self.saved_at >= self.min_seconds
+        ):
             self._save_last(trainer)
         self._answer_signal(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         self.loss = outputs["loss"].detach()
         results = trainer.fit_loop.epoch_loop._results
         for key in [key for key in self.epoch_sums if key in results]:
-            value, weight = (part.to(results[key].value.device) for part in self.epoch_sums.pop(key))
-            results[key].value, results[key].cumulated_batch_size = results[key].value + value, results[key].cumulated_batch_size + weight
+            value, weight = (
+                part.to(results[key].value.device) for part in self.epoch_sums.pop(key)
+            )
+            results[key].value, results[key].cumulated_batch_size = (
+                results[key].value + value,
+                results[key].cumulated_batch_size + weight,
+            )
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         progress = trainer.fit_loop.epoch_progress
         epoch = trainer.current_epoch
-        for count in (progress.total, progress.current):  # Lightning continues from the last moment of an epoch, not from after it
+        for count in (
+            progress.total,
+            progress.current,
+        ):  # Lightning continues from the last moment of an epoch, not from after it
             count.completed -= 1
         self._save_last(trainer, epoch)
         for count in (progress.total, progress.current):
@@ -126,7 +187,9 @@ class Checkpoints(pl.Callback):
 
     def _save_last(self, trainer: pl.Trainer, epoch: int = 0) -> None:
         """``last.ckpt``, and before it that of a completed epoch: a run killed between the two resumes before the epoch's end and comes by again."""
-        if trainer.global_step > self.saved_step and trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(self.loss))):
+        if trainer.global_step > self.saved_step and trainer.strategy.reduce_boolean_decision(
+            bool(torch.isfinite(self.loss))
+        ):
             if epoch and (epoch % self.frequency == 0 or epoch == trainer.max_epochs):
                 self._keep(trainer, self.folder / f"epoch={epoch}.ckpt")
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
@@ -142,18 +205,31 @@ class Checkpoints(pl.Callback):
     def _answer_signal(self, trainer: pl.Trainer) -> None:
         received = self.signal
         if trainer.world_size > 1:  # one process's signal stops all of them, at the same step
-            received = int(trainer.strategy.reduce(torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"))
+            received = int(
+                trainer.strategy.reduce(
+                    torch.tensor(received, device=trainer.strategy.root_device), reduce_op="max"
+                )
+            )
         if not received:
             return
         self._save_last(trainer)
         if received == self.requeue_signal:
-            self.requeue(received, None)  # asks SLURM to start the job again; the checkpoint it leaves for itself is the one we have
+            self.requeue(
+                received, None
+            )  # asks SLURM to start the job again; the checkpoint it leaves for itself is the one we have
             if trainer.is_global_zero:
                 for extra in self.folder.glob("hpc_ckpt_*.ckpt"):
                     extra.unlink()
         path = self.folder / LAST
-        how = "the same command continues" if self.config["auto_resume"]["enabled"] else f"resume_from_checkpoint={path} continues"
-        raise UserError(f"stopped by {signal.Signals(received).name} after step {trainer.global_step}; " + (f"{how} from {path}" if path.exists() else "no step was made"))
+        how = (
+            "the same command continues"
+            if self.config["auto_resume"]["enabled"]
+            else f"resume_from_checkpoint={path} continues"
+        )
+        raise UserError(
+            f"stopped by {signal.Signals(received).name} after step {trainer.global_step}; "
+            + (f"{how} from {path}" if path.exists() else "no step was made")
+        )
 
 
 class StopOnBrokenLoss(pl.Callback):
@@ -168,14 +244,28 @@ class StopOnBrokenLoss(pl.Callback):
     pending: tuple[int, float, torch.Tensor, torch.cuda.Event | None] | None = None
     rate = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         self._check()
         loss = outputs["loss"].detach()
         copy = loss.to("cpu", non_blocking=True)
-        self.pending = trainer.global_step, self.rate, copy, torch.cuda.current_stream().record_event() if loss.is_cuda else None
+        self.pending = (
+            trainer.global_step,
+            self.rate,
+            copy,
+            torch.cuda.current_stream().record_event() if loss.is_cuda else None,
+        )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check()
@@ -186,8 +276,10 @@ class StopOnBrokenLoss(pl.Callback):
             if copied:
                 copied.synchronize()
             if not torch.isfinite(loss):
-                raise UserError(f"the loss is {loss.item()} at step {step} (learning rate {rate:.3g}). "
-                                f"Try a smaller optimizer.lr, or precision=32 if this run used fp16.")
+                raise UserError(
+                    f"the loss is {loss.item()} at step {step} (learning rate {rate:.3g}). "
+                    f"Try a smaller optimizer.lr, or precision=32 if this run used fp16."
+                )
 
 
 class Progress(pl.callbacks.TQDMProgressBar):
@@ -211,5 +303,7 @@ class Progress(pl.callbacks.TQDMProgressBar):
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
         if self.batches:
-            metrics["patches/s"] = f"{self.batches * self.views_per_step * trainer.world_size / (time.perf_counter() - self.began):.0f}"
+            metrics["patches/s"] = (
+                f"{self.batches * self.views_per_step * trainer.world_size / (time.perf_counter() - self.began):.0f}"
+            )
         return metrics

@@ -1,4 +1,5 @@
 """The folder of one run: where it is, what is written into it, and how an unfinished one is found again."""
+
 import csv
 import fcntl
 import importlib.metadata
@@ -23,7 +24,14 @@ from emp_plugin.solo_learn import GENERATION, VERSION, pl
 
 CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-NOT_COMPARED = ("auto_resume", "checkpoint", "resume_from_checkpoint", "wandb", "tensorboard", "evaluation")  # do not change the training
+NOT_COMPARED = (
+    "auto_resume",
+    "checkpoint",
+    "resume_from_checkpoint",
+    "wandb",
+    "tensorboard",
+    "evaluation",
+)  # do not change the training
 
 
 def new_folder(cfg: DictConfig) -> Path:
@@ -38,14 +46,22 @@ def unfinished_folder(cfg: DictConfig) -> Path | None:
         checkpoints = checkpoints_in(folder)
         written = (checkpoints or [folder / CONFIG])[0].stat().st_mtime
         recent = written > time.time() - 3600 * cfg.auto_resume.max_hours
-        if recent and not (folder / SUMMARY).exists() and _training_part(OmegaConf.load(folder / CONFIG)) == _training_part(cfg):
+        if (
+            recent
+            and not (folder / SUMMARY).exists()
+            and _training_part(OmegaConf.load(folder / CONFIG)) == _training_part(cfg)
+        ):
             candidates.append((bool(checkpoints), written, folder))
     return max(candidates)[-1] if candidates else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a run, the newest first; those of epochs after ``last.ckpt``, which is written after them and is still to come after a kill."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.name in (LAST, PREVIOUS), path.stat().st_mtime_ns), reverse=True)
+    return sorted(
+        folder.glob("*.ckpt"),
+        key=lambda path: (path.name in (LAST, PREVIOUS), path.stat().st_mtime_ns),
+        reverse=True,
+    )
 
 
 @contextmanager
@@ -63,21 +79,33 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
         UserError: if the folder cannot be written, another process is at work in it, or there is no room.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in checkpoints_in(folder))
+    free = shutil.disk_usage(existing).free + sum(
+        path.stat().st_size for path in checkpoints_in(folder)
+    )
     if free < needed:
-        raise UserError(f"{existing}: {free / 1e6:.0f} MB are free, the checkpoints of this run take {needed / 1e6:.0f} MB; "
-                        "choose another folder with checkpoint.dir=DIR")
+        raise UserError(
+            f"{existing}: {free / 1e6:.0f} MB are free, the checkpoints of this run take {needed / 1e6:.0f} MB; "
+            "choose another folder with checkpoint.dir=DIR"
+        )
     about = json.dumps(versions(), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process; unlike flock's, workers do not inherit it
-        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))  # of a run taken over too: what does not change the training, such as its evaluation, may differ
+        fcntl.lockf(
+            lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # of this process; unlike flock's, workers do not inherit it
+        write_text(
+            folder / CONFIG, OmegaConf.to_yaml(cfg)
+        )  # of a run taken over too: what does not change the training, such as its evaluation, may differ
         write_text(folder / VERSIONS, about)
     except BlockingIOError as error:
-        raise UserError(f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False") from error
+        raise UserError(
+            f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False"
+        ) from error
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR") from error
+        raise UserError(
+            f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR"
+        ) from error
     with lock:
         yield
 
@@ -87,7 +115,11 @@ def _runs_of(cfg: DictConfig) -> Path:
 
 
 def _training_part(cfg: DictConfig) -> dict[str, Any]:
-    return {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in NOT_COMPARED}
+    return {
+        key: value
+        for key, value in OmegaConf.to_container(cfg, resolve=True).items()
+        if key not in NOT_COMPARED
+    }
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,7 +144,9 @@ def _commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"
-    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
     return answer.stdout.strip() or "unknown"
 
 
@@ -120,12 +154,25 @@ def _processor() -> str:
     """The processor's model: two that are both "x86_64" may differ much in speed."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the hardware it ran on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")}
+    packages = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")
+    }
     packages[pl.__name__] = pl.__version__
     hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
-    return {"emp_plugin": __version__, "commit": _commit(), "python": platform.python_version(), **packages, "solo-learn": f"{VERSION} ({GENERATION})", "hardware": hardware}
+    return {
+        "emp_plugin": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **packages,
+        "solo-learn": f"{VERSION} ({GENERATION})",
+        "hardware": hardware,
+    }

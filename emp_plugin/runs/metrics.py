@@ -1,4 +1,5 @@
 """metrics.csv: what training logs, kept exact through kills."""
+
 import csv
 import io
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class MetricsCSV(pl.loggers.Logger):
     def _rows(self) -> list[dict[str, str]]:
         """The rows on disk, without a last one that was cut off; notes the columns."""
         text = self.path.read_text() if self.path.exists() else ""
-        reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]))
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         self.columns = list(reader.fieldnames or [])
         return list(reader)
 

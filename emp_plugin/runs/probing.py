@@ -1,4 +1,5 @@
 """The evaluation of one run or checkpoint: which models to probe, and the table of what came out."""
+
 import glob
 import hashlib
 import os
@@ -25,7 +26,14 @@ from emp_plugin.solo_learn import build_method, pl
 
 def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
     """The images of a configuration's ``data``; see :func:`load_dataset`."""
-    return load_dataset(data.dataset, data.train_path, data.holdout, data.fraction, data.get("val_path"), data.get("image_size"))
+    return load_dataset(
+        data.dataset,
+        data.train_path,
+        data.holdout,
+        data.fraction,
+        data.get("val_path"),
+        data.get("image_size"),
+    )
 
 
 def fresh_method(cfg: DictConfig) -> pl.LightningModule:
@@ -42,7 +50,9 @@ def fresh_method(cfg: DictConfig) -> pl.LightningModule:
     return model
 
 
-def load_method(path: str | Path, like: DictConfig | None = None) -> tuple[pl.LightningModule, DictConfig, dict[str, Any]]:
+def load_method(
+    path: str | Path, like: DictConfig | None = None
+) -> tuple[pl.LightningModule, DictConfig, dict[str, Any]]:
     """The trained method of a checkpoint, the configuration it was trained with (it travels in the file), and the checkpoint.
 
     Args:
@@ -60,26 +70,51 @@ def load_method(path: str | Path, like: DictConfig | None = None) -> tuple[pl.Li
             broken = archive.testzip()  # torch does not look at the checksums
         if broken:
             raise zipfile.BadZipFile(f"{broken} is damaged")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from")
+        checkpoint = torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # runs no code from the file
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+    if (
+        not isinstance(checkpoint, dict)
+        or CONFIG_KEY not in checkpoint
+        or "state_dict" not in checkpoint
+    ):
+        raise UserError(
+            f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from"
+        )
     cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
     for key in ("method", "backbone", "method_kwargs", "data.num_classes"):
         if like is not None and OmegaConf.select(cfg, key) != OmegaConf.select(like, key):
-            raise UserError(f"{path} is of another run: its {key} is {OmegaConf.select(cfg, key)}, this one's {OmegaConf.select(like, key)}")
+            raise UserError(
+                f"{path} is of another run: its {key} is {OmegaConf.select(cfg, key)}, this one's {OmegaConf.select(like, key)}"
+            )
     method = fresh_method(cfg)
     try:
         method.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its configuration ({str(error).splitlines()[1].strip()})") from error
+        raise UserError(
+            f"{path}: its weights do not fit its configuration ({str(error).splitlines()[1].strip()})"
+        ) from error
     return method, cfg, checkpoint
 
 
 def epochs_of(checkpoint: dict[str, Any]) -> int:
     """Epochs that a checkpoint's training has begun; the one counted in it has no batch yet where it is of the moment after an epoch."""
-    return checkpoint["epoch"] + (checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] > 0)
+    return checkpoint["epoch"] + (
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] > 0
+    )
 
 
 def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
@@ -99,10 +134,14 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     if "whole" in probe.evaluation.views:
         check_whole_images(cfg, side)
     if "bag" in probe.evaluation.views and patch and patch > side:
-        raise UserError(f"patches of {patch}x{patch} pixels, as {path} was trained on, do not fit into images of {side}x{side}: set evaluation.views=[whole]")
+        raise UserError(
+            f"patches of {patch}x{patch} pixels, as {path} was trained on, do not fit into images of {side}x{side}: set evaluation.views=[whole]"
+        )
     device = torch.device("cuda" if uses_gpu(probe) else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
-    bag = f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
+    bag = (
+        f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
+    )
     out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
     # a classifier trained online knows the classes it was trained on; those of a folder have no names to compare
     same_labels = dataset == cfg.data.dataset and (dataset != "custom" or not probe.data.train_path)
@@ -125,37 +164,78 @@ def probed_data(cfg: DictConfig, probe: DictConfig) -> DictConfig:
     return OmegaConf.merge(cfg.data, dropped, given)
 
 
-def evaluate_run(cfg: DictConfig, settings: DictConfig, model: pl.LightningModule, train: ImageData | ImageFiles,
-                 test: ImageData | ImageFiles, device: torch.device, out: Path, same_labels: bool = True) -> list[dict[str, Any]]:
+def evaluate_run(
+    cfg: DictConfig,
+    settings: DictConfig,
+    model: pl.LightningModule,
+    train: ImageData | ImageFiles,
+    test: ImageData | ImageFiles,
+    device: torch.device,
+    out: Path,
+    same_labels: bool = True,
+) -> list[dict[str, Any]]:
     """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
 
     ``out`` is their CSV file. Until all are there they stand in ``<out>.<fingerprint>.part``, where an evaluation cut short is continued, if weights, data
     and settings are the same. ``same_labels`` says that the method was trained on these classes, so that its online classifier can be scored.
     """
     bf16 = "bf16" in str(cfg.get("precision", "32"))
-    part = out.with_name(f"{out.name}.{_fingerprint(model, train, test, settings, bf16, same_labels)[:12]}.part")
+    part = out.with_name(
+        f"{out.name}.{_fingerprint(model, train, test, settings, bf16, same_labels)[:12]}.part"
+    )
     for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:
         other.unlink()
     rows = _complete_rows(part)
     done = {(row["model"], row["view"]): None for row in rows}
     if done:
-        print(f"continued after {'; '.join(map(', '.join, done))}, which are in {part.name}", flush=True)
-    for row in evaluate(model.to(device), fresh_method(cfg).to(device), cfg.method, train, test, recipes(cfg)[0], settings, cfg.seed,
-                        bf16=bf16, num_workers=cfg.data.num_workers, online=model.classifier if same_labels else None, done=done):
+        print(
+            f"continued after {'; '.join(map(', '.join, done))}, which are in {part.name}",
+            flush=True,
+        )
+    for row in evaluate(
+        model.to(device),
+        fresh_method(cfg).to(device),
+        cfg.method,
+        train,
+        test,
+        recipes(cfg)[0],
+        settings,
+        cfg.seed,
+        bf16=bf16,
+        num_workers=cfg.data.num_workers,
+        online=model.classifier if same_labels else None,
+        done=done,
+    ):
         rows.append(row)
         write_rows(part, row, rows)
         labels = f", {100 * row['labels']:g} % of the labels" if row["labels"] < 1 else ""
-        print(f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}{labels}: {row['top1']:.2f}", flush=True)
+        print(
+            f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}{labels}: {row['top1']:.2f}",
+            flush=True,
+        )
     os.replace(part, out)
     return rows
 
 
-def _fingerprint(model: pl.LightningModule, train: ImageData | ImageFiles, test: ImageData | ImageFiles, settings: DictConfig, *others: bool) -> str:
+def _fingerprint(
+    model: pl.LightningModule,
+    train: ImageData | ImageFiles,
+    test: ImageData | ImageFiles,
+    settings: DictConfig,
+    *others: bool,
+) -> str:
     """Of what the rows of an evaluation depend on; one image stands for all of its set."""
     about = OmegaConf.to_container(settings), others, train.classes
     digest = hashlib.sha256(repr(about).encode())
     first = torch.tensor([0])
-    for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, train.fetch(first), test.fetch(first)):
+    for tensor in (
+        *model.parameters(),
+        *model.buffers(),
+        train.targets,
+        test.targets,
+        train.fetch(first),
+        test.fetch(first),
+    ):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -163,7 +243,9 @@ def _fingerprint(model: pl.LightningModule, train: ImageData | ImageFiles, test:
 def _complete_rows(part: Path) -> list[dict[str, Any]]:
     """Rows of an evaluation cut short, without those of the model and view that it was at."""
     rows = pd.read_csv(part).to_dict("records") if part.exists() else []
-    return [row for row in rows if (row["model"], row["view"]) != (rows[-1]["model"], rows[-1]["view"])]
+    return [
+        row for row in rows if (row["model"], row["view"]) != (rows[-1]["model"], rows[-1]["view"])
+    ]
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
@@ -174,5 +256,13 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     for column in ("labels %", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(row["model"], row["features"], row["view"], row["probe"], f"{100 * row['labels']:g}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+        table.add_row(
+            row["model"],
+            row["features"],
+            row["view"],
+            row["probe"],
+            f"{100 * row['labels']:g}",
+            f"{row['top1']:.2f}",
+            f"{row['top5']:.2f}",
+        )
     Console().print(table)

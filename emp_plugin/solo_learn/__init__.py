@@ -3,6 +3,7 @@
 Importing it imports solo-learn, makes the generation found work on today's torch and Lightning, and exports the names that the rest
 of the project uses. Two generations are known: the wheel on the package index (1.0.2) and the repository's head (1.0.6).
 """
+
 import importlib
 from types import ModuleType
 
@@ -41,5 +42,18 @@ def backbone_of(method: nn.Module) -> nn.Module:
     return method.encoder if GENERATION == "wheel" else method.backbone
 
 
-__all__ = ["GENERATION", "METHODS", "VERSION", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "backbone_of", "build_method",
-           "input_size", "patches", "pl", "processes", "split_settings"]
+__all__ = [
+    "GENERATION",
+    "METHODS",
+    "VERSION",
+    "BaseMethod",
+    "BaseMomentumMethod",
+    "WeightedKNNClassifier",
+    "backbone_of",
+    "build_method",
+    "input_size",
+    "patches",
+    "pl",
+    "processes",
+    "split_settings",
+]

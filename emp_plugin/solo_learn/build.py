@@ -1,4 +1,5 @@
 """From a configuration in the schema of solo-learn's repository head to a method of the installed generation."""
+
 import inspect
 import logging
 import re
@@ -19,15 +20,32 @@ Settings = TypeVar("Settings")
 SMALL_IMAGES = ("cifar10", "cifar100", "digits")  # solo-learn's 3x3 stem without max-pooling
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
 SGD_KWARGS = ("momentum", "nesterov", "dampening")
-LARS_KWARGS = {"eta": "eta_lars", "clip_lr": "grad_clip_lars", "exclude_bias_n_norm": "exclude_bias_n_norm"}  # head: wheel
-OPTIMIZER_KWARGS = {"sgd": SGD_KWARGS, "lars": (*SGD_KWARGS, *LARS_KWARGS), "adam": ("betas", "eps", "amsgrad"), "adamw": ("betas", "eps", "amsgrad")}
+LARS_KWARGS = {
+    "eta": "eta_lars",
+    "clip_lr": "grad_clip_lars",
+    "exclude_bias_n_norm": "exclude_bias_n_norm",
+}  # head: wheel
+OPTIMIZER_KWARGS = {
+    "sgd": SGD_KWARGS,
+    "lars": (*SGD_KWARGS, *LARS_KWARGS),
+    "adam": ("betas", "eps", "amsgrad"),
+    "adamw": ("betas", "eps", "amsgrad"),
+}
 SCHEDULERS = ("warmup_cosine", "cosine", "step", "none")
-HEAD_DEFAULTS = {"warmup_teacher_temperature_epochs": 0}  # the wheel's 50 make DINO fail in shorter runs
+HEAD_DEFAULTS = {
+    "warmup_teacher_temperature_epochs": 0
+}  # the wheel's 50 make DINO fail in shorter runs
 # solo-learn's recipe for ReSSL repeats these among the method's own settings
-MOMENTUM_ALIASES = {"base_tau_momentum": "base_tau", "final_tau_momentum": "final_tau", "momentum_classifier": "classifier"}
+MOMENTUM_ALIASES = {
+    "base_tau_momentum": "base_tau",
+    "final_tau_momentum": "final_tau",
+    "momentum_classifier": "classifier",
+}
 
 
-def split_settings(settings_cls: type[Settings], args: tuple, kwargs: dict[str, Any]) -> tuple[Settings, tuple, dict[str, Any]]:
+def split_settings(
+    settings_cls: type[Settings], args: tuple, kwargs: dict[str, Any]
+) -> tuple[Settings, tuple, dict[str, Any]]:
     """A method's own settings (a dataclass) out of its constructor's arguments, and the arguments left for its base class.
 
     On the wheel they are keywords, or a mapping ``method_kwargs`` as :func:`build_method` hands over; on the head ``cfg.method_kwargs``.
@@ -37,10 +55,18 @@ def split_settings(settings_cls: type[Settings], args: tuple, kwargs: dict[str, 
     """
     if GENERATION == "head":
         cfg = args[0] if args else kwargs["cfg"]
-        return settings_cls(**_known(settings_cls, OmegaConf.select(cfg, "method_kwargs"))), args, kwargs
+        return (
+            settings_cls(**_known(settings_cls, OmegaConf.select(cfg, "method_kwargs"))),
+            args,
+            kwargs,
+        )
     kwargs = dict(kwargs)
     own = {name: kwargs.pop(name) for name in _field_names(settings_cls) if name in kwargs}
-    return settings_cls(**_known(settings_cls, kwargs.pop("method_kwargs", None)), **own), args, kwargs
+    return (
+        settings_cls(**_known(settings_cls, kwargs.pop("method_kwargs", None)), **own),
+        args,
+        kwargs,
+    )
 
 
 def _field_names(settings_cls: type) -> list[str]:
@@ -66,12 +92,22 @@ def build_method(cfg: DictConfig):
     cls = _choose(METHODS, cfg.method, "method", hidden=("base", "linear"))
     _check(cfg)
     lr_factor = _lr_factor(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1.0
-    method = _build_on_head(cls, cfg, lr_factor) if GENERATION == "head" else _build_on_wheel(cls, cfg, lr_factor)
-    backbones = [method.get_submodule(name) for name in ("encoder", "momentum_encoder", "backbone", "momentum_backbone") if hasattr(method, name)]
+    method = (
+        _build_on_head(cls, cfg, lr_factor)
+        if GENERATION == "head"
+        else _build_on_wheel(cls, cfg, lr_factor)
+    )
+    backbones = [
+        method.get_submodule(name)
+        for name in ("encoder", "momentum_encoder", "backbone", "momentum_backbone")
+        if hasattr(method, name)
+    ]
     for backbone in backbones:
         _set_stem_padding(backbone, OmegaConf.select(cfg, "backbone.stem_padding"))
         if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
-            backbone.to(memory_format=torch.channels_last)  # the head's default, and it makes baselines as fast as EMP
+            backbone.to(
+                memory_format=torch.channels_last
+            )  # the head's default, and it makes baselines as fast as EMP
     return method
 
 
@@ -94,7 +130,9 @@ def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
     names = _read_settings(cls)
     if names:  # otherwise like EMP: split_settings checks them
         _check_names(given, names, "method_kwargs", f" for {cfg.method}")
-    logging.disable(logging.WARNING)  # the head warns that a schedule by step cannot be resumed; ours can
+    logging.disable(
+        logging.WARNING
+    )  # the head warns that a schedule by step cannot be resumed; ours can
     try:
         cfg = cls.add_and_assert_specific_cfg(cfg)
         _check_queue(cfg, cfg.method_kwargs)
@@ -107,8 +145,14 @@ def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
 
 def _read_settings(cls: type) -> list[str]:
     """What a method class of the head and its parents read from ``cfg.method_kwargs``, according to their source."""
-    parents = cls.__mro__[:cls.__mro__.index(BaseMethod)]
-    return sorted({name for parent in parents for name in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(parent))})
+    parents = cls.__mro__[: cls.__mro__.index(BaseMethod)]
+    return sorted(
+        {
+            name
+            for parent in parents
+            for name in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(parent))
+        }
+    )
 
 
 def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
@@ -121,7 +165,9 @@ def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
         "num_small_crops": cfg.data.num_small_crops,
         "max_epochs": cfg.max_epochs,
         # the wheel multiplies all learning rates by it, which a method with a rate of its own must not suffer
-        "accumulate_grad_batches": _accumulation(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1,
+        "accumulate_grad_batches": _accumulation(cfg)
+        if getattr(cls, "lr_scaled_by_batch_size", True)
+        else 1,
         "knn_eval": OmegaConf.select(cfg, "knn_eval.enabled", default=False),
         "knn_k": OmegaConf.select(cfg, "knn_eval.k", default=20),
     }
@@ -138,12 +184,17 @@ def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
 
 
 def _backbone_arguments(cfg: DictConfig) -> dict[str, Any]:
-    return {"encoder": cfg.backbone.name, "backbone_args": {**_backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES}}
+    return {
+        "encoder": cfg.backbone.name,
+        "backbone_args": {**_backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES},
+    }
 
 
 def _optimizer_arguments(optimizer: DictConfig, lr_factor: float) -> dict[str, Any]:
     if OmegaConf.select(optimizer, "exclude_bias_n_norm_wd", default=False):
-        raise UserError("optimizer.exclude_bias_n_norm_wd: solo-learn 1.0.2 lacks it; with lars use optimizer.kwargs.exclude_bias_n_norm")
+        raise UserError(
+            "optimizer.exclude_bias_n_norm_wd: solo-learn 1.0.2 lacks it; with lars use optimizer.kwargs.exclude_bias_n_norm"
+        )
     kwargs = _optimizer_kwargs(optimizer)
     lars = {LARS_KWARGS[name]: kwargs.pop(name) for name in LARS_KWARGS if name in kwargs}
     return {
@@ -176,13 +227,19 @@ def _method_arguments(cls: type, cfg: DictConfig) -> dict[str, Any]:
     if issubclass(cls, BaseMomentumMethod):
         given = _without_aliases(given, _momentum(cfg))
     names = _own_parameters(cls)
-    if not names:  # like EMP: the class reads a dataclass with split_settings, which checks the names
+    if (
+        not names
+    ):  # like EMP: the class reads a dataclass with split_settings, which checks the names
         return {"method_kwargs": given} if given else {}
     _check_names(given, names, "method_kwargs", f" for {cfg.method}")
     parser = cls.add_model_specific_args(ArgumentParser())
     defaults = {name: HEAD_DEFAULTS.get(name, parser.get_default(name)) for name in names}
     arguments = {name: value for name, value in defaults.items() if value is not None} | given
-    missing = [name for name, parameter in names.items() if name not in arguments and parameter.default is parameter.empty]
+    missing = [
+        name
+        for name, parameter in names.items()
+        if name not in arguments and parameter.default is parameter.empty
+    ]
     if missing:
         raise UserError(f"method_kwargs.{missing[0]} is not set; {cfg.method} needs it")
     _check_queue(cfg, arguments)
@@ -191,18 +248,27 @@ def _method_arguments(cls: type, cfg: DictConfig) -> dict[str, Any]:
 
 def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Named constructor parameters of a method class and its parents, without those of solo-learn's base classes."""
-    shared = {name for base in (BaseMethod, BaseMomentumMethod) for name in inspect.signature(base.__init__).parameters}
+    shared = {
+        name
+        for base in (BaseMethod, BaseMomentumMethod)
+        for name in inspect.signature(base.__init__).parameters
+    }
     own = {}
-    for parent in cls.__mro__[:cls.__mro__.index(BaseMethod)]:
+    for parent in cls.__mro__[: cls.__mro__.index(BaseMethod)]:
         for name, parameter in inspect.signature(parent.__init__).parameters.items():
-            if name not in shared and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if name not in shared and parameter.kind not in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            ):
                 own.setdefault(name, parameter)
     return own
 
 
 def _distance(cfg: DictConfig) -> str:
     distance = OmegaConf.select(cfg, "knn_eval.distance_func", default="euclidean")
-    return _choose({"cosine": "cosine", "euclidean": "euclidean"}, distance, "knn_eval.distance_func")
+    return _choose(
+        {"cosine": "cosine", "euclidean": "euclidean"}, distance, "knn_eval.distance_func"
+    )
 
 
 # shared by both generations
@@ -212,11 +278,15 @@ def _check(cfg: DictConfig) -> None:
     """Raises UserError for names that neither generation, or not the installed one, knows."""
     known = BaseMethod._SUPPORTED_ENCODERS if GENERATION == "wheel" else BaseMethod._BACKBONES
     if cfg.backbone.name not in known:
-        raise UserError(f"backbone.name: solo-learn {VERSION} has no '{cfg.backbone.name}'; choose one of {', '.join(known)}")
+        raise UserError(
+            f"backbone.name: solo-learn {VERSION} has no '{cfg.backbone.name}'; choose one of {', '.join(known)}"
+        )
     scheduler = cfg.scheduler
     name = _choose(SCHEDULERS, str(scheduler.name).lower(), "scheduler.name")
     if OmegaConf.select(scheduler, "interval", default="step") != "step":
-        raise UserError("scheduler.interval: only 'step' is supported; the rate moves with every optimiser step")
+        raise UserError(
+            "scheduler.interval: only 'step' is supported; the rate moves with every optimiser step"
+        )
     if name == "step" and not OmegaConf.select(scheduler, "lr_decay_steps"):
         raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
     _distance(cfg)
@@ -224,7 +294,11 @@ def _check(cfg: DictConfig) -> None:
 
 def input_size(cfg: DictConfig) -> int | None:
     """Side in pixels of the only images that a run's backbone takes, if it is a transformer; None for networks that take any."""
-    return _backbone_kwargs(cfg).get("img_size") if cfg.backbone.name.startswith(TRANSFORMERS) else None
+    return (
+        _backbone_kwargs(cfg).get("img_size")
+        if cfg.backbone.name.startswith(TRANSFORMERS)
+        else None
+    )
 
 
 def _backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
@@ -239,7 +313,12 @@ def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     """``optimizer.kwargs`` with the head's defaults."""
     _choose(OPTIMIZER_KWARGS, optimizer.name, "optimizer.name")
     kwargs = _plain(OmegaConf.select(optimizer, "kwargs"))
-    _check_names(kwargs, OPTIMIZER_KWARGS[optimizer.name], "optimizer.kwargs", f" with optimizer.name={optimizer.name}")
+    _check_names(
+        kwargs,
+        OPTIMIZER_KWARGS[optimizer.name],
+        "optimizer.kwargs",
+        f" with optimizer.name={optimizer.name}",
+    )
     if "betas" in kwargs:
         kwargs["betas"] = tuple(kwargs["betas"])
     return {"momentum": 0.9, **kwargs} if optimizer.name in ("sgd", "lars") else kwargs
@@ -250,14 +329,21 @@ def _classifier_lr(optimizer: DictConfig) -> float:
 
 
 def _momentum(cfg: DictConfig) -> dict[str, Any]:
-    return {"base_tau": 0.99, "final_tau": 1.0, "classifier": False, **_plain(OmegaConf.select(cfg, "momentum"))}
+    return {
+        "base_tau": 0.99,
+        "final_tau": 1.0,
+        "classifier": False,
+        **_plain(OmegaConf.select(cfg, "momentum")),
+    }
 
 
 def _without_aliases(given: dict[str, Any], momentum: dict[str, Any]) -> dict[str, Any]:
     for alias, name in MOMENTUM_ALIASES.items():
         value = given.pop(alias, None)
         if value is not None and value != momentum[name]:
-            raise UserError(f"method_kwargs.{alias}={value} contradicts momentum.{name}={momentum[name]}; set momentum.{name}")
+            raise UserError(
+                f"method_kwargs.{alias}={value} contradicts momentum.{name}={momentum[name]}; set momentum.{name}"
+            )
     return given
 
 
@@ -266,7 +352,9 @@ def _check_queue(cfg: DictConfig, arguments: dict[str, Any]) -> None:
     batch = cfg.optimizer.batch_size * processes(cfg)
     size = arguments.get("queue_size", 0)
     if cfg.method != "swav" and size % batch:
-        raise UserError(f"method_kwargs.queue_size={size} must be a multiple of the batch of all devices, {batch}; {size // batch * batch or batch} is")
+        raise UserError(
+            f"method_kwargs.queue_size={size} must be a multiple of the batch of all devices, {batch}; {size // batch * batch or batch} is"
+        )
 
 
 def _lr_factor(cfg: DictConfig) -> float:
@@ -275,7 +363,9 @@ def _lr_factor(cfg: DictConfig) -> float:
 
 def processes(cfg: DictConfig) -> int:
     """How many a run is spread over: its devices on all nodes, each with a batch of its own."""
-    return _device_count(OmegaConf.select(cfg, "devices"), OmegaConf.select(cfg, "accelerator")) * (OmegaConf.select(cfg, "num_nodes") or 1)
+    return _device_count(OmegaConf.select(cfg, "devices"), OmegaConf.select(cfg, "accelerator")) * (
+        OmegaConf.select(cfg, "num_nodes") or 1
+    )
 
 
 def _device_count(devices: Any, accelerator: str | None) -> int:
@@ -286,7 +376,11 @@ def _device_count(devices: Any, accelerator: str | None) -> int:
         return len([item for item in devices.split(",") if item.strip()])
     if devices not in (None, "auto", -1, "-1"):
         return int(devices)
-    return torch.cuda.device_count() if accelerator in (None, "auto", "gpu", "cuda") and torch.cuda.is_available() else 1
+    return (
+        torch.cuda.device_count()
+        if accelerator in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()
+        else 1
+    )
 
 
 def _accumulation(cfg: DictConfig) -> int:
@@ -299,14 +393,18 @@ def _set_stem_padding(backbone: nn.Module, padding: int | None) -> None:
         return
     stem = getattr(backbone, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or stem.kernel_size != (3, 3):
-        raise UserError(f"backbone.stem_padding is for the 3x3 stem that ResNets have on {', '.join(SMALL_IMAGES)}; this backbone has none")
+        raise UserError(
+            f"backbone.stem_padding is for the 3x3 stem that ResNets have on {', '.join(SMALL_IMAGES)}; this backbone has none"
+        )
     if padding < 0:
         raise UserError(f"backbone.stem_padding must not be negative, got {padding}")
     stem.padding = (padding, padding)
 
 
 def _plain(node: Mapping | None) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node or {})
+    return dict(
+        OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node or {}
+    )
 
 
 def _choose(known: Any, name: str, setting: str, hidden: tuple[str, ...] = ()) -> Any:
@@ -319,4 +417,6 @@ def _choose(known: Any, name: str, setting: str, hidden: tuple[str, ...] = ()) -
 def _check_names(given: Mapping, known: Any, setting: str, where: str = "") -> None:
     for name in given:
         if name not in known:
-            raise UserError(f"unknown setting {setting}.{name}{where}; known: {', '.join(known) or 'none'}")
+            raise UserError(
+                f"unknown setting {setting}.{name}{where}; known: {', '.join(known) or 'none'}"
+            )

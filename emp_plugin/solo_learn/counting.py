@@ -3,6 +3,7 @@ either generation.
 
 A run of one epoch, or of a part of one (``limit_train_batches``), is a whole training here.
 """
+
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +36,11 @@ def wait_for_swavs_queue(swav: type) -> None:
 
     def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:
         size = self.queue_size
-        if size > 0 and self.current_epoch >= self.epoch_queue_starts and not self.queue[0, -1].any():
+        if (
+            size > 0
+            and self.current_epoch >= self.epoch_queue_starts
+            and not self.queue[0, -1].any()
+        ):
             self.queue_size = 0
         try:
             return original(self, preds)
@@ -55,7 +60,9 @@ def move_tau_by_step(momentum: type) -> None:
 
     def on_train_start(self) -> None:
         original_start(self)
-        self.last_step = self.trainer.global_step  # the first step after a resume is one more, whatever is being accumulated
+        self.last_step = (
+            self.trainer.global_step
+        )  # the first step after a resume is one more, whatever is being accumulated
         set_tau(self)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:

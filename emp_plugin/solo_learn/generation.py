@@ -1,11 +1,14 @@
 """Which solo-learn is installed, found without importing it."""
+
 import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
 
-INSTALL = ("install the tested version with `pip install --no-deps solo-learn==1.0.2` "
-           "(or the repository's head, `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)")
+INSTALL = (
+    "install the tested version with `pip install --no-deps solo-learn==1.0.2` "
+    "(or the repository's head, `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)"
+)
 
 
 def find_generation() -> tuple[str, str]:
@@ -16,7 +19,9 @@ def find_generation() -> tuple[str, str]:
     """
     spec = importlib.util.find_spec("solo")
     if spec is None:
-        raise ImportError(f"emp_plugin is a plugin of solo-learn, which is not installed; {INSTALL}")
+        raise ImportError(
+            f"emp_plugin is a plugin of solo-learn, which is not installed; {INSTALL}"
+        )
     root = Path(next(iter(spec.submodule_search_locations or ["."])))
     version = _version(root)
     generation = generation_of(root, version)

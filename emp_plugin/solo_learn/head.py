@@ -3,6 +3,7 @@
 Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function, here or (if the
 wheel needs it too) in :mod:`repairs`, and says why it exists; the tests show for each what happens without it.
 """
+
 import importlib
 import warnings
 from types import SimpleNamespace
@@ -15,11 +16,24 @@ from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints, over_pr
 def import_solo() -> SimpleNamespace:
     """Import the head and return the modules that are patched."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of APIs and names that solo-learn uses; its user cannot change them
+        warnings.simplefilter(
+            "ignore"
+        )  # of APIs and names that solo-learn uses; its user cannot change them
         importlib.import_module("solo")
-        return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
-            ("base", "methods.base"), ("linear", "methods.linear"), ("swav", "methods.swav"), ("dino", "methods.dino"),
-            ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+        return SimpleNamespace(
+            **{
+                name: importlib.import_module(f"solo.{path}")
+                for name, path in (
+                    ("base", "methods.base"),
+                    ("linear", "methods.linear"),
+                    ("swav", "methods.swav"),
+                    ("dino", "methods.dino"),
+                    ("knn", "utils.knn"),
+                    ("lars", "utils.lars"),
+                    ("metrics", "utils.metrics"),
+                )
+            }
+        )
 
 
 def apply_patches(solo: SimpleNamespace) -> None:

@@ -2,6 +2,7 @@
 
 As in :mod:`wheel` and :mod:`head`, every patch is one function that replaces single attributes of solo-learn's classes and says why.
 """
+
 import functools
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,10 @@ from emp_plugin.errors import UserError
 from emp_plugin.solo_learn.knn import knn_accuracy
 from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of
 
-HEAD_NAMES = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}  # the wheel's modules: the head's
+HEAD_NAMES = {
+    "encoder": "backbone",
+    "momentum_encoder": "momentum_backbone",
+}  # the wheel's modules: the head's
 WRITTEN_BY = "solo_learn_generation"  # in a checkpoint
 
 
@@ -39,8 +43,16 @@ def schedule_by_step(solo: SimpleNamespace) -> None:
                 self.scheduler = name
             total, epoch = steps_of(self.trainer)
             # the wheel's LinearModel has no settings for the warm-up: ten epochs from 0 down to 0, always
-            scheduler = per_step(optimizer, name, total, epoch, getattr(self, "warmup_epochs", 10), getattr(self, "warmup_start_lr", 0.0),
-                                 getattr(self, "min_lr", 0.0), self.lr_decay_steps)
+            scheduler = per_step(
+                optimizer,
+                name,
+                total,
+                epoch,
+                getattr(self, "warmup_epochs", 10),
+                getattr(self, "warmup_start_lr", 0.0),
+                getattr(self, "min_lr", 0.0),
+                self.lr_decay_steps,
+            )
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
         return configure_optimizers
@@ -52,14 +64,23 @@ def schedule_by_step(solo: SimpleNamespace) -> None:
 def repair_knn(solo: SimpleNamespace) -> None:
     """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``; :mod:`knn` says what was wrong with the rest."""
 
-    def __init__(self, k: int = 20, T: float = 0.07, max_distance_matrix_size: int = int(5e6), distance_fx: str = "cosine",
-                 epsilon: float = 0.00001, dist_sync_on_step: bool = False):
+    def __init__(
+        self,
+        k: int = 20,
+        T: float = 0.07,
+        max_distance_matrix_size: int = int(5e6),
+        distance_fx: str = "cosine",
+        epsilon: float = 0.00001,
+        dist_sync_on_step: bool = False,
+    ):
         Metric.__init__(self, dist_sync_on_step=dist_sync_on_step)
         self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
         self.distance_fx, self.epsilon = distance_fx, epsilon
         for state in ("train_features", "train_targets", "test_features", "test_targets"):
             # of training and kept in checkpoints: a run may be cut off between filling and asking
-            self.add_state(state, default=[], dist_reduce_fx="cat", persistent=state.startswith("train"))
+            self.add_state(
+                state, default=[], dist_reduce_fx="cat", persistent=state.startswith("train")
+            )
 
     def forward(self, *args: Any, **kwargs: Any):
         self.update(*args, **kwargs)
@@ -68,8 +89,18 @@ def repair_knn(solo: SimpleNamespace) -> None:
         """k-NN accuracy @1 and @5 in percent, -1 (as the head has it) without any features; empties the memory banks."""
         if not len(self.train_features) or not len(self.test_features):
             return -1.0, -1.0
-        banks = [dim_zero_cat(bank) for bank in (self.train_features, self.train_targets, self.test_features, self.test_targets)]
-        accuracies = knn_accuracy(*banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size)
+        banks = [
+            dim_zero_cat(bank)
+            for bank in (
+                self.train_features,
+                self.train_targets,
+                self.test_features,
+                self.test_targets,
+            )
+        ]
+        accuracies = knn_accuracy(
+            *banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size
+        )
         if not self._is_synced:  # the banks of several processes together are only lent: on_validation_epoch_end empties each one's own
             self.reset()
         return accuracies
@@ -108,7 +139,7 @@ def keep_swavs_queue(solo: SimpleNamespace) -> None:
         start(self)
         if kept is not None:
             size = self.queue.shape[1]
-            self.queue = kept[:, self.global_rank * size:(self.global_rank + 1) * size].clone()
+            self.queue = kept[:, self.global_rank * size : (self.global_rank + 1) * size].clone()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]):
         super(solo.swav.SwAV, self).on_save_checkpoint(checkpoint)
@@ -136,7 +167,10 @@ def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, 
     """The means over the images of all processes, each image once (Lightning's own weights are rounded when their number is odd)."""
     if trainer.world_size == 1:
         return log
-    sums = torch.tensor([float(images), *(float(value) * images for value in log.values())], device=trainer.strategy.root_device)
+    sums = torch.tensor(
+        [float(images), *(float(value) * images for value in log.values())],
+        device=trainer.strategy.root_device,
+    )
     total, *sums = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
     return {key: value / total for key, value in zip(log, sums)}
 
@@ -147,7 +181,9 @@ def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:
     The head's ``main_linear.py`` takes the weights called ``backbone`` and starts, without a word, from random ones if there are none. Only
     weights are exchanged: the optimisers' states differ, so a run is continued under the generation that began it.
     """
-    here = HEAD_NAMES if generation == "head" else {head: wheel for wheel, head in HEAD_NAMES.items()}
+    here = (
+        HEAD_NAMES if generation == "head" else {head: wheel for wheel, head in HEAD_NAMES.items()}
+    )
     original = solo.base.BaseMethod.load_state_dict
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,8 +193,10 @@ def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         continued = self._trainer is not None and self._trainer.state.fn == "fit"
         if continued and checkpoint.get(WRITTEN_BY, generation) != generation:
-            raise UserError(f"this checkpoint was written under solo-learn's {checkpoint[WRITTEN_BY]}, and this is its {generation}: it can be evaluated here, "
-                            "but its training only continues there. Start another run with auto_resume.enabled=False")
+            raise UserError(
+                f"this checkpoint was written under solo-learn's {checkpoint[WRITTEN_BY]}, and this is its {generation}: it can be evaluated here, "
+                "but its training only continues there. Start another run with auto_resume.enabled=False"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any):
         return original(self, _rename(state_dict, here), *args, **kwargs)

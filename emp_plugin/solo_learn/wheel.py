@@ -3,6 +3,7 @@
 Its files are not edited: :func:`apply_patches` replaces single attributes of its classes. Every patch is one function, here or (if the
 repository's head needs it too) in :mod:`repairs`, and says why it exists; the tests show for each what happens without it.
 """
+
 import functools
 import importlib
 import sys
@@ -19,16 +20,33 @@ from emp_plugin.solo_learn.repairs import REPAIRS, exchange_checkpoints, over_pr
 from emp_plugin.solo_learn.schedules import warmup_cosine
 
 PL_BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
-LOGGED = tuple(f"{prefix}{name}" for prefix in ("", "momentum_") for name in ("val_loss", "val_acc1", "val_acc5"))
+LOGGED = tuple(
+    f"{prefix}{name}"
+    for prefix in ("", "momentum_")
+    for name in ("val_loss", "val_acc1", "val_acc5")
+)
 
 
 class LinearWarmupCosineAnnealingLR(LambdaLR):
     """Stands in for pl_bolts' scheduler of this name, whose package does not import on Lightning 2. Moves by whatever unit steps it."""
 
-    def __init__(self, optimizer, warmup_epochs: int, max_epochs: int, warmup_start_lr: float = 0.0, eta_min: float = 0.0, last_epoch: int = -1):
+    def __init__(
+        self,
+        optimizer,
+        warmup_epochs: int,
+        max_epochs: int,
+        warmup_start_lr: float = 0.0,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+    ):
         def factor(group: dict[str, Any]):
             peak = group.get("initial_lr", group["lr"])
-            return lambda epoch: warmup_cosine(epoch, peak, warmup_epochs, max_epochs, warmup_start_lr, eta_min) / peak if peak else 1.0
+            return lambda epoch: (
+                warmup_cosine(epoch, peak, warmup_epochs, max_epochs, warmup_start_lr, eta_min)
+                / peak
+                if peak
+                else 1.0
+            )
 
         super().__init__(optimizer, [factor(group) for group in optimizer.param_groups], last_epoch)
 
@@ -40,20 +58,39 @@ def import_solo() -> SimpleNamespace:
     ``sys.modules`` during this import only, so that nobody else finds a fake package.
     """
     with _stand_ins(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of APIs that solo-learn uses; its user cannot change them
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of APIs that solo-learn uses; its user cannot change them
         warnings.simplefilter("ignore", FutureWarning)
         importlib.import_module("solo")
-        return SimpleNamespace(**{name: importlib.import_module(f"solo.{path}") for name, path in (
-            ("base", "methods.base"), ("linear", "methods.linear"), ("dino", "methods.dino"), ("swav", "methods.swav"),
-            ("knn", "utils.knn"), ("lars", "utils.lars"), ("metrics", "utils.metrics"))})
+        return SimpleNamespace(
+            **{
+                name: importlib.import_module(f"solo.{path}")
+                for name, path in (
+                    ("base", "methods.base"),
+                    ("linear", "methods.linear"),
+                    ("dino", "methods.dino"),
+                    ("swav", "methods.swav"),
+                    ("knn", "utils.knn"),
+                    ("lars", "utils.lars"),
+                    ("metrics", "utils.metrics"),
+                )
+            }
+        )
 
 
 def apply_patches(solo: SimpleNamespace) -> None:
     """Patch the modules of :func:`import_solo`; a second call does nothing."""
     if getattr(solo.base, "_patched_by_emp_plugin", False):
         return
-    for patch in (*REPAIRS, log_validation_by_hook, accept_batch_end_without_loader_index, step_lars_at_once, separate_dinos_clipping,
-                  keep_prototypes_at_length_one):
+    for patch in (
+        *REPAIRS,
+        log_validation_by_hook,
+        accept_batch_end_without_loader_index,
+        step_lars_at_once,
+        separate_dinos_clipping,
+        keep_prototypes_at_length_one,
+    ):
         patch(solo)
     exchange_checkpoints(solo, "wheel")
     solo.base._patched_by_emp_plugin = True
@@ -95,7 +132,9 @@ def _pl_bolts_stand_in() -> dict[str, ModuleType]:
 
 
 def _distutils_stand_in() -> dict[str, ModuleType]:
-    if _imports("distutils.util"):  # dino.py takes distutils.util from `import distutils`; this import also puts it there
+    if _imports(
+        "distutils.util"
+    ):  # dino.py takes distutils.util from `import distutils`; this import also puts it there
         return {}
     distutils = ModuleType("distutils")
     distutils.util = SimpleNamespace(strtobool=_strtobool)
@@ -116,7 +155,9 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
     def on_validation_epoch_start(self):
         self._validation_outputs = []
 
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0):
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ):
         if outputs is not None:
             # momentum methods return a pair, the second None without a momentum classifier
             self._validation_outputs.append(outputs if isinstance(outputs, tuple) else (outputs,))
@@ -124,9 +165,18 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
     def on_validation_epoch_end(self):
         parts = [part for part in zip(*self._validation_outputs) if part[0] is not None]
         self._validation_outputs = []
-        log = {key: solo.metrics.weighted_mean(part, key, "batch_size") for part in parts for key in LOGGED if key in part[0]}
+        log = {
+            key: solo.metrics.weighted_mean(part, key, "batch_size")
+            for part in parts
+            for key in LOGGED
+            if key in part[0]
+        }
         # without training features (trainer.validate) there are no neighbours
-        if getattr(self, "knn_eval", False) and not self.trainer.sanity_checking and self.knn.train_features:
+        if (
+            getattr(self, "knn_eval", False)
+            and not self.trainer.sanity_checking
+            and self.knn.train_features
+        ):
             log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
             self.knn.reset()
         images = sum(output["batch_size"] for output in parts[0]) if parts else 1
@@ -165,7 +215,11 @@ def step_lars_at_once(solo: SimpleNamespace) -> None:
                 loss = closure()
         decays = [group.get("weight_decay", 0) for group in self.optim.param_groups]
         for group, decay in zip(self.optim.param_groups, decays):
-            params = [p for p in group["params"] if p.grad is not None and (p.ndim != 1 or not self.exclude_bias_n_norm)]
+            params = [
+                p
+                for p in group["params"]
+                if p.grad is not None and (p.ndim != 1 or not self.exclude_bias_n_norm)
+            ]
             if params:
                 scale(self, params, group["lr"], decay)
             group["weight_decay"] = 0  # it is in the gradients
@@ -176,7 +230,9 @@ def step_lars_at_once(solo: SimpleNamespace) -> None:
 
     def scale(self, params: list[torch.Tensor], lr: float, decay: float) -> None:
         gradients = [p.grad for p in params]
-        p_norm, g_norm = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients))
+        p_norm, g_norm = (
+            torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients)
+        )
         rate = (self.eta * p_norm) / (g_norm + p_norm * decay + self.eps)
         if self.clip:
             rate = (rate / lr).clamp(max=1)
@@ -196,7 +252,9 @@ def separate_dinos_clipping(solo: SimpleNamespace) -> None:
         if isinstance(optimizer, (int, float)):  # DINO's own call, with its threshold
             original(self, optimizer)
         else:
-            pl.LightningModule.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+            pl.LightningModule.clip_gradients(
+                self, optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     solo.dino.DINO.clip_gradients = clip_gradients
 

@@ -4,4 +4,10 @@ from .batch import BatchMultiPatch, PatchParameters
 from .image import MultiPatchTransform
 from .recipe import PatchRecipe, recipe_from_augmentation
 
-__all__ = ["BatchMultiPatch", "MultiPatchTransform", "PatchParameters", "PatchRecipe", "recipe_from_augmentation"]
+__all__ = [
+    "BatchMultiPatch",
+    "MultiPatchTransform",
+    "PatchParameters",
+    "PatchRecipe",
+    "recipe_from_augmentation",
+]

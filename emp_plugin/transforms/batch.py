@@ -46,7 +46,9 @@ class PatchParameters(NamedTuple):
     sigma: Tensor  # float32, standard deviation of the blur in output pixels
     solarize: Tensor  # bool
 
-    def select(self, patches: slice = slice(None), images: slice = slice(None)) -> "PatchParameters":
+    def select(
+        self, patches: slice = slice(None), images: slice = slice(None)
+    ) -> "PatchParameters":
         """The parameters of some patches (first dimension) of some images (second one), as views."""
         return PatchParameters(*(field[patches, images] for field in self))
 
@@ -74,7 +76,11 @@ class BatchMultiPatch(nn.Module):
     """
 
     def __init__(
-        self, num_patches: int = 20, patch_size: int | None = 16, output_size: int = 32, **settings: Any
+        self,
+        num_patches: int = 20,
+        patch_size: int | None = 16,
+        output_size: int = 32,
+        **settings: Any,
     ) -> None:
         super().__init__()
         self.recipe = PatchRecipe(num_patches, patch_size, output_size, **settings)
@@ -114,14 +120,20 @@ class BatchMultiPatch(nn.Module):
 
 
 def sample_parameters(
-    recipe: PatchRecipe, batch_size: int, height: int, width: int, generator: torch.Generator | None = None
+    recipe: PatchRecipe,
+    batch_size: int,
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
 ) -> PatchParameters:
     """Parameters for ``batch_size`` images of height x width pixels, from a CPU generator."""
     recipe.check_image(height, width)
     shape = (recipe.num_patches, batch_size)
 
     def uniform(low: float, high: float, *lead: int) -> Tensor:
-        return torch.rand(*lead, *shape, generator=generator, dtype=torch.float64) * (high - low) + low
+        return (
+            torch.rand(*lead, *shape, generator=generator, dtype=torch.float64) * (high - low) + low
+        )
 
     def happens(probability: float) -> Tensor:
         return uniform(0, 1) < probability
@@ -155,7 +167,9 @@ def _offset(fraction: Tensor, room: Tensor) -> Tensor:
     return (fraction * (room + 1)).long()
 
 
-def _random_resized_boxes(recipe: PatchRecipe, height: int, width: int, uniform) -> tuple[Tensor, ...]:
+def _random_resized_boxes(
+    recipe: PatchRecipe, height: int, width: int, uniform
+) -> tuple[Tensor, ...]:
     """(top, left, height, width) of random-resized crops after torchvision's rule, for all patches at once.
 
     Ten tries of area and aspect ratio, of which the first that fits is taken; if none fits, the largest central crop
@@ -206,8 +220,12 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
     one_size = bool((boxes[3:] == boxes[3:, :1]).all())
 
     scale = torch.tensor(recipe.std).reciprocal()
-    scale, shift = _send(torch.stack((scale, -torch.tensor(recipe.mean) * scale)), device).view(2, 3, 1, 1)
-    device_boxes, table, device_index = (_send(tensor, device) for tensor in (boxes, _jitter_table(flat), index))
+    scale, shift = _send(torch.stack((scale, -torch.tensor(recipe.mean) * scale)), device).view(
+        2, 3, 1, 1
+    )
+    device_boxes, table, device_index = (
+        _send(tensor, device) for tensor in (boxes, _jitter_table(flat), index)
+    )
 
     out = torch.empty(n * b, size, size, 3, device=device)
     block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
@@ -227,7 +245,9 @@ def make_patches(images: Tensor, params: PatchParameters, recipe: PatchRecipe) -
             x.index_copy_(0, subset, grey(x[subset])[:, None].expand(-1, 3, -1, -1))
         if len(subset := flat.blur[block].nonzero()[:, 0]):
             sigma, subset = _send(flat.sigma[block][subset], device), _send(subset, device)
-            x.index_copy_(0, subset, gaussian_blur(x[subset], sigma, blur_radius(recipe.blur_sigma[1], size)))
+            x.index_copy_(
+                0, subset, gaussian_blur(x[subset], sigma, blur_radius(recipe.blur_sigma[1], size))
+            )
         if len(subset := flat.solarize[block].nonzero()[:, 0]):
             subset = _send(subset, device)
             x.index_copy_(0, subset, solarize(x[subset]))
@@ -254,7 +274,9 @@ def _check_images(images: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------ crops and resizing
 
 
-def crops(source: Tensor, image: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+def crops(
+    source: Tensor, image: Tensor, top: Tensor, left: Tensor, height: int, width: int
+) -> Tensor:
     """Windows of uint8 ``source`` (m, 3, H, W) of one size -> float32 (k, 3, height, width) in [0, 1]."""
     _, channels, rows, columns = source.shape
     # All windows at once, as a view: one starts at every pixel (those that wrap around are never asked for). Selecting
@@ -263,14 +285,19 @@ def crops(source: Tensor, image: Tensor, top: Tensor, left: Tensor, height: int,
     windows = source.as_strided(
         (source.numel() - reach + 1, channels, height, width), (1, rows * columns, columns, 1)
     )
-    return windows.index_select(0, (image * channels * rows + top) * columns + left).float().div_(255)
+    return (
+        windows.index_select(0, (image * channels * rows + top) * columns + left).float().div_(255)
+    )
 
 
 def resize(x: Tensor, size: int, interpolation: str) -> Tensor:
     """(k, 3, h, w) -> (k, 3, size, size), with antialiasing, within [0, 1] (bicubic overshoots, and 8-bit pixels cannot)."""
     if size <= MATRIX_SIZE:
         whole = torch.zeros(1, device=x.device)
-        rows, columns = (resample_weights(whole, whole + length, length, size, interpolation)[0] for length in x.shape[-2:])
+        rows, columns = (
+            resample_weights(whole, whole + length, length, size, interpolation)[0]
+            for length in x.shape[-2:]
+        )
         x = separable(x, rows, columns)
     else:
         # Enlarging bilinearly needs no antialiasing, and is faster without.
@@ -279,7 +306,9 @@ def resize(x: Tensor, size: int, interpolation: str) -> Tensor:
     return x.clamp_(0, 1)
 
 
-def resized_crops(source: Tensor, box: Tensor, window: tuple[int, int], size: int, interpolation: str) -> Tensor:
+def resized_crops(
+    source: Tensor, box: Tensor, window: tuple[int, int], size: int, interpolation: str
+) -> Tensor:
     """Boxes of uint8 ``source`` (m, 3, H, W) -> float32 (k, 3, size, size) in [0, 1], resized with antialiasing.
 
     Args:
@@ -288,14 +317,19 @@ def resized_crops(source: Tensor, box: Tensor, window: tuple[int, int], size: in
     """
     image, top, left, box_height, box_width = box
     height, width = window
-    first_row, first_column = top.clamp(max=source.shape[-2] - height), left.clamp(max=source.shape[-1] - width)
+    first_row, first_column = (
+        top.clamp(max=source.shape[-2] - height),
+        left.clamp(max=source.shape[-1] - width),
+    )
     rows = resample_weights(top - first_row, box_height, height, size, interpolation)
     columns = resample_weights(left - first_column, box_width, width, size, interpolation)
     x = crops(source, image, first_row, first_column, height, width)
     return separable(x, rows[:, None], columns[:, None]).clamp_(0, 1)
 
 
-def resample_weights(start: Tensor, length: Tensor, source: int, output: int, interpolation: str) -> Tensor:
+def resample_weights(
+    start: Tensor, length: Tensor, source: int, output: int, interpolation: str
+) -> Tensor:
     """Weights (k, output, source) that resize the pixels [start, start + length) of an axis to ``output`` pixels.
 
     PIL's rule, as in torchvision's ``antialias=True``: a triangle (bilinear) or a cubic with a = -0.5 (bicubic) around
@@ -320,7 +354,9 @@ def resample_weights(start: Tensor, length: Tensor, source: int, output: int, in
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
     weights = weights * ((pixel >= 0) & (pixel < length))
     weights = weights / weights.sum(-1, keepdim=True)
-    places = weights.new_zeros(len(weights), output, taps + source + taps)  # pixels beyond the axis have weight 0
+    places = weights.new_zeros(
+        len(weights), output, taps + source + taps
+    )  # pixels beyond the axis have weight 0
     return places.scatter_(-1, (pixel + start).long() + taps, weights)[..., taps:-taps]
 
 
@@ -346,7 +382,9 @@ def _jitter_table(block: PatchParameters) -> Tensor:
     """
     strength = block.factors.gather(-1, block.order)
     rest = 1 - strength
-    table = torch.stack((strength, rest * (block.order == SATURATION), rest * (block.order == CONTRAST)))
+    table = torch.stack(
+        (strength, rest * (block.order == SATURATION), rest * (block.order == CONTRAST))
+    )
     return table.permute(2, 0, 1).unsqueeze(-1).contiguous()
 
 
@@ -389,11 +427,15 @@ def rotate_hue(x: Tensor, turns: Tensor) -> None:
     red, green, blue = x.unbind(1)
     high, low = x.amax(1), x.amin(1)
     spread = high - low
-    slope = (6 * spread).clamp_(min=1e-30)  # not 0 for grey pixels, whose hue is arbitrary and finite
+    slope = (6 * spread).clamp_(
+        min=1e-30
+    )  # not 0 for grey pixels, whose hue is arbitrary and finite
     size = (green + blue).sub_(red).sub_(low).div_(slope).add_(1 / 6)
     hue = size.copysign_(green - blue).add_(turns + 1).frac_()  # from 0 to 1
     top = high + spread
-    torch.addcmul(high.sub_(spread, alpha=2), slope, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red)
+    torch.addcmul(
+        high.sub_(spread, alpha=2), slope, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red
+    )
     torch.addcmul(top, slope, (hue - 1 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=green)
     torch.addcmul(top, slope, hue.sub_(2 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=blue)
 
@@ -413,7 +455,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
     Needs radius < s.
     """
-    taps = (torch.arange(-radius, radius + 1, device=x.device).square() / (-2 * sigma.square()[:, None])).exp()
+    taps = (
+        torch.arange(-radius, radius + 1, device=x.device).square() / (-2 * sigma.square()[:, None])
+    ).exp()
     taps = taps / taps.sum(-1, keepdim=True)
     return _blur_columns(_blur_columns(x, taps), taps)
 
@@ -429,7 +473,11 @@ def _blur_columns(x: Tensor, taps: Tensor) -> Tensor:
     piece = math.ceil(size / pieces)
     rest = pieces * piece - size
     # A row of taps and zeros that is one longer than the matrix's moves on by one from row to row.
-    band = functional.pad(taps[:, None].expand(-1, piece, -1), (0, piece)).flatten(1)[:, : piece * (piece + margin)]
-    windows = functional.pad(functional.pad(x, (margin // 2,) * 2 + (0, 0), mode="reflect"), (0, rest)).unfold(-1, piece + margin, piece)
+    band = functional.pad(taps[:, None].expand(-1, piece, -1), (0, piece)).flatten(1)[
+        :, : piece * (piece + margin)
+    ]
+    windows = functional.pad(
+        functional.pad(x, (margin // 2,) * 2 + (0, 0), mode="reflect"), (0, rest)
+    ).unfold(-1, piece + margin, piece)
     blurred = torch.bmm(windows.reshape(k, -1, piece + margin), band.view(k, piece, -1).mT)
     return blurred.view(k, 3, size, -1)[..., :size].mT

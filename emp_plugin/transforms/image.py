@@ -27,7 +27,11 @@ class MultiPatchTransform:
     """
 
     def __init__(
-        self, num_patches: int = 20, patch_size: int | None = 16, output_size: int = 32, **settings: Any
+        self,
+        num_patches: int = 20,
+        patch_size: int | None = 16,
+        output_size: int = 32,
+        **settings: Any,
     ) -> None:
         self.recipe = PatchRecipe(num_patches, patch_size, output_size, **settings)
         self.transform = _compose(self.recipe)

@@ -62,16 +62,29 @@ class PatchRecipe:
             _check_count(name, getattr(self, name))
         if self.patch_size is not None:
             _check_count("patch_size", self.patch_size, " (or None for random-resized crops)")
-        for name, length in (("scale", 2), ("ratio", 2), ("jitter", 4), ("blur_sigma", 2), ("mean", 3), ("std", 3)):
+        for name, length in (
+            ("scale", 2),
+            ("ratio", 2),
+            ("jitter", 4),
+            ("blur_sigma", 2),
+            ("mean", 3),
+            ("std", 3),
+        ):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), length))
         for name in ("scale", "ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)}")
+                raise ValueError(
+                    f"{name} must be (low, high) with 0 < low <= high, got {(low, high)}"
+                )
         if self.scale[1] > 1:
-            raise ValueError(f"scale is a share of the image's area, so at most 1, got {self.scale}")
+            raise ValueError(
+                f"scale is a share of the image's area, so at most 1, got {self.scale}"
+            )
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+            raise ValueError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
         for name in ("flip_prob", "jitter_prob", "grey_prob", "blur_prob", "solarize_prob"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= 1:
@@ -82,13 +95,23 @@ class PatchRecipe:
                 f"(half a turn of the colour wheel), got {self.jitter}"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"std divides the pixels, so every entry must be above 0, got {self.std}")
+            raise ValueError(
+                f"std divides the pixels, so every entry must be above 0, got {self.std}"
+            )
 
     def plain(self) -> "PatchRecipe":
         """The same crops, resized and normalised, without flip or colour changes (plain bag of features). The strengths of what is off are the
         same for all, so that recipes with the same crops are equal."""
-        return dataclasses.replace(self, flip_prob=0.0, jitter_prob=0.0, jitter=(0.0,) * 4, grey_prob=0.0, blur_prob=0.0, blur_sigma=(0.1, 2.0),
-                                   solarize_prob=0.0)
+        return dataclasses.replace(
+            self,
+            flip_prob=0.0,
+            jitter_prob=0.0,
+            jitter=(0.0,) * 4,
+            grey_prob=0.0,
+            blur_prob=0.0,
+            blur_sigma=(0.1, 2.0),
+            solarize_prob=0.0,
+        )
 
     def with_patches(self, num_patches: int) -> "PatchRecipe":
         """The same recipe with another number of patches per image."""
@@ -97,7 +120,9 @@ class PatchRecipe:
     def check_image(self, height: int, width: int) -> None:
         """Raises ValueError if patches cannot be cut from an image of this size in pixels."""
         if min(height, width) < 1:
-            raise ValueError(f"images must have at least one pixel, got height x width = {height} x {width}")
+            raise ValueError(
+                f"images must have at least one pixel, got height x width = {height} x {width}"
+            )
         if self.patch_size is not None and self.patch_size > min(height, width):
             raise ValueError(
                 f"patch_size {self.patch_size} does not fit into images of height x width = {height} x {width}; use a "
@@ -143,10 +168,14 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
     groups = {name: entry.get(name) or {} for name in _GROUPS}
     rrc, jitter = groups["rrc"], groups["color_jitter"]
     if groups["equalization"].get("prob", 0):
-        raise ValueError("equalization is not part of the batched pipeline: set equalization.prob to 0")
+        raise ValueError(
+            "equalization is not part of the batched pipeline: set equalization.prob to 0"
+        )
     patch_size, patch_scale = entry.get("patch_size"), entry.get("scale")
     if patch_scale is not None and (patch_size is not None or rrc.get("enabled", False)):
-        raise ValueError("scale draws patches by their share of the image: set patch_size to null and leave rrc out")
+        raise ValueError(
+            "scale draws patches by their share of the image: set patch_size to null and leave rrc out"
+        )
     if rrc.get("enabled", False):
         if patch_size is not None:
             raise ValueError(
@@ -156,7 +185,10 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
         scale = (rrc.get("crop_min_scale", 0.08), rrc.get("crop_max_scale", 1.0))
         ratio = rrc.get("ratio", (3 / 4, 4 / 3))
     else:
-        scale, ratio = (1.0, 1.0) if patch_scale is None else patch_scale, entry.get("ratio") or (1.0, 1.0)
+        scale, ratio = (
+            (1.0, 1.0) if patch_scale is None else patch_scale,
+            entry.get("ratio") or (1.0, 1.0),
+        )
     return PatchRecipe(
         num_patches=entry.get("num_crops", 1),
         patch_size=patch_size,
@@ -166,7 +198,9 @@ def recipe_from_augmentation(entry: Mapping[str, Any]) -> PatchRecipe:
         interpolation=entry.get("interpolation", "bicubic"),
         flip_prob=groups["horizontal_flip"].get("prob", 0.0),
         jitter_prob=jitter.get("prob", 0.0),
-        jitter=tuple(jitter.get(name, 0.0) for name in ("brightness", "contrast", "saturation", "hue")),
+        jitter=tuple(
+            jitter.get(name, 0.0) for name in ("brightness", "contrast", "saturation", "hue")
+        ),
         grey_prob=groups["grayscale"].get("prob", 0.0),
         blur_prob=groups["gaussian_blur"].get("prob", 0.0),
         blur_sigma=groups["gaussian_blur"].get("sigma", (0.1, 2.0)),
@@ -184,13 +218,19 @@ def _check_keys(entry: Mapping[str, Any]) -> None:
     for name, known in _GROUPS.items():
         group = entry.get(name) or {}
         if not isinstance(group, Mapping):
-            raise ValueError(f"augmentation {name} must be a mapping with keys {', '.join(known)}, got {group!r}")
+            raise ValueError(
+                f"augmentation {name} must be a mapping with keys {', '.join(known)}, got {group!r}"
+            )
         unknown += [f"{name}.{key}" for key in group if key not in known]
         if not group.get("enabled", True) and group.get("prob", 0):
-            raise ValueError(f"{name}.enabled is false and {name}.prob {group['prob']}: set {name}.prob to 0, which is what decides")
+            raise ValueError(
+                f"{name}.enabled is false and {name}.prob {group['prob']}: set {name}.prob to 0, which is what decides"
+            )
     if unknown:
         known = list(_VALUES) + [f"{name}.{key}" for name, keys in _GROUPS.items() for key in keys]
-        raise ValueError(f"unknown augmentation keys: {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ValueError(
+            f"unknown augmentation keys: {', '.join(unknown)}; known are {', '.join(known)}"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -13,14 +13,34 @@ from emp_plugin.errors import UserError
 @pytest.mark.parametrize("size", [32, 16])
 def test_digits_are_real_and_split_once(size):
     train, test = digits = load_dataset("digits", None, image_size=size)
-    assert (len(train), len(test)) == (1437, 360) and train.images.shape[1:] == (3, size, size) and train.images.dtype == torch.uint8
+    assert (
+        (len(train), len(test)) == (1437, 360)
+        and train.images.shape[1:] == (3, size, size)
+        and train.images.dtype == torch.uint8
+    )
     counts = [torch.bincount(split.targets, minlength=10) / len(split) for split in digits]
     assert (counts[0] - counts[1]).abs().max() < 0.01  # stratified
-    small = torch.cat([split.images[:, 0].float().view(-1, 8, size // 8, 8, size // 8).mean((2, 4)) for split in digits]) * 16 / 255
+    small = (
+        torch.cat(
+            [
+                split.images[:, 0].float().view(-1, 8, size // 8, 8, size // 8).mean((2, 4))
+                for split in digits
+            ]
+        )
+        * 16
+        / 255
+    )
     originals = load_digits()
-    nearest = torch.cdist(small.flatten(1), torch.from_numpy(originals.images).float().flatten(1)).min(1)
-    assert nearest.values.max() < 18 and len(nearest.indices.unique()) > 1780  # each is one of scikit-learn's, softened
-    assert torch.equal(torch.from_numpy(originals.target)[nearest.indices], torch.cat([split.targets for split in digits]))
+    nearest = torch.cdist(
+        small.flatten(1), torch.from_numpy(originals.images).float().flatten(1)
+    ).min(1)
+    assert (
+        nearest.values.max() < 18 and len(nearest.indices.unique()) > 1780
+    )  # each is one of scikit-learn's, softened
+    assert torch.equal(
+        torch.from_numpy(originals.target)[nearest.indices],
+        torch.cat([split.targets for split in digits]),
+    )
     again = load_dataset("digits", None, image_size=size)
     assert torch.equal(again[0].images, train.images)
 
@@ -31,7 +51,9 @@ def test_holdout_and_fraction_never_touch_the_test_set(digits):
     known = {image.numpy().tobytes() for image in digits[0].images}
     assert all(image.numpy().tobytes() in known for image in held.images)
     part, test = load_dataset("digits", None, fraction=0.1)
-    assert len(part) == pytest.approx(0.1 * len(digits[0]), abs=1) and torch.equal(test.images, digits[1].images)
+    assert len(part) == pytest.approx(0.1 * len(digits[0]), abs=1) and torch.equal(
+        test.images, digits[1].images
+    )
     with pytest.raises(UserError, match="data.holdout"):
         load_dataset("digits", None, holdout=0.001)
 
@@ -43,7 +65,9 @@ def write_folders(root, classes=10, per_class=2, form="png"):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
             for i in range(per_class):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.{form}")
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                    folder / f"{i}.{form}"
+                )
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "bmp"])
@@ -52,7 +76,9 @@ def test_folders(tmp_path, form):
     train, test = load_dataset("cifar10", str(tmp_path))
     assert len(train) == len(test) == 20 and train.classes == [f"class{i}" for i in range(10)]
     with Image.open(tmp_path / "train" / "class3" / f"1.{form}") as image:
-        assert np.array_equal(train.images[7].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+        assert np.array_equal(
+            train.images[7].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB"))
+        )
 
 
 def test_torchvision_s_layout(tmp_path, monkeypatch):
@@ -68,9 +94,13 @@ def test_torchvision_s_layout(tmp_path, monkeypatch):
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         pixels[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "labels": [0, 1, 2, 3]}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [str(i) for i in range(10)]})
+    )
     train, test = load_dataset("cifar10", str(tmp_path))
-    assert len(train) == 20 and np.array_equal(test.images.numpy().reshape(4, -1), pixels["test_batch"])
+    assert len(train) == 20 and np.array_equal(
+        test.images.numpy().reshape(4, -1), pixels["test_batch"]
+    )
     assert np.array_equal(train.images[5].numpy().ravel(), pixels["data_batch_2"][1])
 
 
@@ -81,16 +111,37 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
     with pytest.raises(UserError) as caught:
         load_dataset("cifar10", str(tmp_path / "data"))
-    for part in ("no route to host", "cifar-10-batches-py", "<class>", "data.train_path=DIR", "digits/emp.sh"):
+    for part in (
+        "no route to host",
+        "cifar-10-batches-py",
+        "<class>",
+        "data.train_path=DIR",
+        "digits/emp.sh",
+    ):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("damage,message", [
-    (lambda root: (root / "train" / "class0" / "0.png").write_text("not an image"), "0.png: not a readable image"),
-    (lambda root: Image.new("RGB", (8, 8)).save(root / "train" / "class0" / "0.png"), "8x8 pixels, expected 32x32"),
-    (lambda root: (root / "test" / "class9").rename(root / "test" / "other"), "different class folders"),
-    (lambda root: (root / "train" / "empty").mkdir(), "expected one folder of images per class"),
-])
+@pytest.mark.parametrize(
+    "damage,message",
+    [
+        (
+            lambda root: (root / "train" / "class0" / "0.png").write_text("not an image"),
+            "0.png: not a readable image",
+        ),
+        (
+            lambda root: Image.new("RGB", (8, 8)).save(root / "train" / "class0" / "0.png"),
+            "8x8 pixels, expected 32x32",
+        ),
+        (
+            lambda root: (root / "test" / "class9").rename(root / "test" / "other"),
+            "different class folders",
+        ),
+        (
+            lambda root: (root / "train" / "empty").mkdir(),
+            "expected one folder of images per class",
+        ),
+    ],
+)
 def test_broken_folders_are_named(tmp_path, damage, message):
     write_folders(tmp_path)
     damage(tmp_path)

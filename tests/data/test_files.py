@@ -4,7 +4,14 @@ import torch
 from PIL import Image
 
 from emp_plugin.data.datasets import count_classes
-from emp_plugin.data.files import ImageFiles, image_paths, list_flat, list_folder, list_tiny_imagenet, read_image
+from emp_plugin.data.files import (
+    ImageFiles,
+    image_paths,
+    list_flat,
+    list_folder,
+    list_tiny_imagenet,
+    read_image,
+)
 from emp_plugin.errors import UserError
 
 
@@ -12,18 +19,31 @@ def picture(path, size=(12, 8), mode="RGB", seed=0):
     """An image file of random pixels; its pixels as RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 256, (size[1], size[0], *channels), dtype=np.uint8
+    )
     Image.fromarray(pixels, mode).save(path)
     return pixels
 
 
 def test_the_middle_square_of_an_image(tmp_path):
     pixels = picture(tmp_path / "a.png", (12, 8))
-    assert torch.equal(read_image(tmp_path / "a.png", 8), torch.from_numpy(pixels[:, 2:10]).permute(2, 0, 1))
+    assert torch.equal(
+        read_image(tmp_path / "a.png", 8), torch.from_numpy(pixels[:, 2:10]).permute(2, 0, 1)
+    )
     assert read_image(tmp_path / "a.png", 20).shape == (3, 20, 20)
     large = picture(tmp_path / "b.png", (64, 96))
-    mean = torch.from_numpy(large[16:80]).double().unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean((1, 3)).permute(2, 0, 1)
-    assert (read_image(tmp_path / "b.png", 8).double() - mean).abs().mean() < 20  # smoothed, where skipping pixels would leave noise (60)
+    mean = (
+        torch.from_numpy(large[16:80])
+        .double()
+        .unflatten(0, (8, 8))
+        .unflatten(2, (8, 8))
+        .mean((1, 3))
+        .permute(2, 0, 1)
+    )
+    assert (
+        read_image(tmp_path / "b.png", 8).double() - mean
+    ).abs().mean() < 20  # smoothed, where skipping pixels would leave noise (60)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
@@ -37,7 +57,9 @@ def test_other_modes_become_rgb(tmp_path, mode):
 def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert torch.equal(read_image(tmp_path / "a.png", 8)[0], torch.from_numpy((values >> 8).astype(np.uint8)))
+    assert torch.equal(
+        read_image(tmp_path / "a.png", 8)[0], torch.from_numpy((values >> 8).astype(np.uint8))
+    )
 
 
 def test_palette_images_become_rgb(tmp_path):
@@ -56,11 +78,21 @@ def test_a_broken_file_is_named(tmp_path, name, content):
 
 
 def test_folders_are_classes(tmp_path):
-    for i, name in enumerate(("cat/1.png", "cat/2.PNG", "cat/notes.txt", "ant/deep/3.jpg", "zebra/4.bmp")):
-        picture(tmp_path / name, seed=i) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
+    for i, name in enumerate(
+        ("cat/1.png", "cat/2.PNG", "cat/notes.txt", "ant/deep/3.jpg", "zebra/4.bmp")
+    ):
+        picture(tmp_path / name, seed=i) if not name.endswith("txt") else (
+            tmp_path / name
+        ).write_text("no image")
     files = list_folder(tmp_path, 8)
-    assert files.classes == ["ant", "cat", "zebra"] and files.targets.tolist() == [0, 1, 1, 2] and len(files) == 4
-    assert torch.equal(files.fetch(torch.tensor([2, 1]))[1], read_image(tmp_path / "cat" / "1.png", 8))
+    assert (
+        files.classes == ["ant", "cat", "zebra"]
+        and files.targets.tolist() == [0, 1, 1, 2]
+        and len(files) == 4
+    )
+    assert torch.equal(
+        files.fetch(torch.tensor([2, 1]))[1], read_image(tmp_path / "cat" / "1.png", 8)
+    )
     assert list_folder(tmp_path, 8, ["zebra", "cat"]).classes == ["cat", "zebra"]
     assert files.subset(torch.tensor([3, 0])).targets.tolist() == [2, 0]
     assert torch.equal(files.read_all("reading"), files.fetch(torch.arange(4)))
@@ -79,7 +111,12 @@ def test_hidden_files_and_folders_are_none_of_the_images_and_links_are(tmp_path)
     (root / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
     (root / "ant" / "more" / "up").symlink_to(root / "ant", target_is_directory=True)  # a circle
     files = list_folder(root, 8)
-    assert files.classes == ["ant"] and len(files) == 2 and len(image_paths(root / "ant", below=False)) == 1 and count_classes("custom", str(root)) == 1
+    assert (
+        files.classes == ["ant"]
+        and len(files) == 2
+        and len(image_paths(root / "ant", below=False)) == 1
+        and count_classes("custom", str(root)) == 1
+    )
 
 
 def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
@@ -108,10 +145,14 @@ def test_tiny_imagenet_as_distributed(tmp_path):
     for i in range(3):
         picture(tmp_path / "val" / "images" / f"val_{i}.JPEG", (64, 64), seed=i)
     annotations = tmp_path / "val" / "val_annotations.txt"
-    annotations.write_text("val_0.JPEG\tn02\t0\t32\t44\t62\nval_2.JPEG\tn01\t5\t5\t9\t9\nval_1.JPEG\tn02\t0\t0\t1\t1\n")
+    annotations.write_text(
+        "val_0.JPEG\tn02\t0\t32\t44\t62\nval_2.JPEG\tn01\t5\t5\t9\t9\nval_1.JPEG\tn02\t0\t0\t1\t1\n"
+    )
     train, test = list_tiny_imagenet(tmp_path, 64)
     assert isinstance(train, ImageFiles) and train.targets.tolist() == [0, 1]
-    assert test.targets.tolist() == [1, 0, 1] and torch.equal(test.fetch(torch.tensor([1]))[0], read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64))
+    assert test.targets.tolist() == [1, 0, 1] and torch.equal(
+        test.fetch(torch.tensor([1]))[0], read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64)
+    )
     annotations.write_text("val_0.JPEG\tn99\n")
     with pytest.raises(UserError, match="n99"):
         list_tiny_imagenet(tmp_path, 64)

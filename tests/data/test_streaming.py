@@ -1,4 +1,5 @@
 """Images that stay on disk, through the data module, the features and whole runs."""
+
 import json
 import os
 import signal
@@ -17,9 +18,23 @@ from emp_plugin.evaluation import extract_features, pixel_features
 from emp_plugin.transforms import PatchRecipe
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = ["data.dataset=custom", "data.image_size=32", "precision=32", "data.num_patches=2", "optimizer.batch_size=8", "method_kwargs.embedding_dim=0",
-        "method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=16", "backbone.stem_padding=null", "evaluation.linear.epochs=2",
-        "evaluation.bag_patches=2", "evaluation.views=[bag]", "max_epochs=1", "accelerator=cpu", "enable_progress_bar=False"]
+TINY = [
+    "data.dataset=custom",
+    "data.image_size=32",
+    "precision=32",
+    "data.num_patches=2",
+    "optimizer.batch_size=8",
+    "method_kwargs.embedding_dim=0",
+    "method_kwargs.proj_hidden_dim=16",
+    "method_kwargs.proj_output_dim=16",
+    "backbone.stem_padding=null",
+    "evaluation.linear.epochs=2",
+    "evaluation.bag_patches=2",
+    "evaluation.views=[bag]",
+    "max_epochs=1",
+    "accelerator=cpu",
+    "enable_progress_bar=False",
+]
 
 
 def write(folder, count, seed=0, size=(48, 40)):
@@ -40,20 +55,39 @@ def folders(tmp_path_factory):
 
 
 def pretrain(folder, *overrides):
-    return main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY, f"checkpoint.dir={folder}", *overrides])
+    return main_pretrain.main(
+        [
+            "--config-path",
+            str(SCRIPTS / "pretrain"),
+            "--config-name",
+            "digits/emp",
+            *TINY,
+            f"checkpoint.dir={folder}",
+            *overrides,
+        ]
+    )
 
 
 def test_images_on_disk_give_the_features_of_images_in_memory(folders):
-    train, _ = load_dataset("custom", str(folders / "train"), val_path=str(folders / "val"), image_size=32)
+    train, _ = load_dataset(
+        "custom", str(folders / "train"), val_path=str(folders / "val"), image_size=32
+    )
     assert isinstance(train, ImageFiles)
     memory = ImageData(train.read_all("reading"), train.targets, train.classes)
     for workers in (0, 2):
         assert torch.equal(torch.cat(list(in_order(train, 7, workers))), memory.images)
-    network, recipe = torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)), PatchRecipe(2, 16, 32)
+    network, recipe = (
+        torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)),
+        PatchRecipe(2, 16, 32),
+    )
     network.features = lambda x: {"backbone": network(x)}
     for view in ("whole", "bag"):
-        on_disk, in_memory = (extract_features(network, data, recipe, view, 3) for data in (train, memory))
-        assert torch.equal(on_disk.features["backbone"], in_memory.features["backbone"]) and torch.equal(on_disk.targets, train.targets)
+        on_disk, in_memory = (
+            extract_features(network, data, recipe, view, 3) for data in (train, memory)
+        )
+        assert torch.equal(
+            on_disk.features["backbone"], in_memory.features["backbone"]
+        ) and torch.equal(on_disk.targets, train.targets)
 
 
 def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkeypatch, capsys):
@@ -63,22 +97,43 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
         return read(path, size)
 
     monkeypatch.setattr(files, "read_image", read_image)
-    assert pretrain(tmp_path, f"data.train_path={folders}/train", f"data.val_path={folders}/val", "data.num_workers=2") == 1
+    assert (
+        pretrain(
+            tmp_path,
+            f"data.train_path={folders}/train",
+            f"data.val_path={folders}/val",
+            "data.num_workers=2",
+        )
+        == 1
+    )
     message = capsys.readouterr().err
-    assert "a data worker died after step" in message and f"reading {folders}/train/bee/005.jpg (" in message and "Traceback" not in message
+    assert (
+        "a data worker died after step" in message
+        and f"reading {folders}/train/bee/005.jpg (" in message
+        and "Traceback" not in message
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_named_in_one_line(tmp_path, capsys, workers):
     write(tmp_path / "flat", 9)
     (tmp_path / "flat" / "004.jpg").write_bytes(b"no image")
-    assert pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}", f"data.num_workers={workers}") == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "Traceback" in line]
+    assert (
+        pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}", f"data.num_workers={workers}")
+        == 1
+    )
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "error: " in line or "Traceback" in line
+    ]
     assert line.startswith(f"error: {tmp_path}/flat/004.jpg: not a readable image")
 
 
 def test_pixels_of_large_images_are_averaged_down(folders):
-    train, _ = load_dataset("custom", str(folders / "train"), val_path=str(folders / "val"), image_size=64)
+    train, _ = load_dataset(
+        "custom", str(folders / "train"), val_path=str(folders / "val"), image_size=64
+    )
     pixels = pixel_features(train, PatchRecipe(2, 16, 32)).features["pixels"]
     image = train.fetch(torch.tensor([3]))[0].double() / 255 * 2 - 1
     expected = image.view(3, 32, 2, 32, 2).mean((2, 4)).flatten()
@@ -86,11 +141,25 @@ def test_pixels_of_large_images_are_averaged_down(folders):
 
 
 def test_a_run_on_class_folders_and_its_probe(folders, tmp_path):
-    assert pretrain(tmp_path, f"data.train_path={folders / 'train'}", f"data.val_path={folders / 'val'}", "data.num_workers=2") == 0
+    assert (
+        pretrain(
+            tmp_path,
+            f"data.train_path={folders / 'train'}",
+            f"data.val_path={folders / 'val'}",
+            "data.num_workers=2",
+        )
+        == 0
+    )
     (run,) = tmp_path.glob("emp/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3 and len(summary["evaluation"]) > 4
-    same = ["--config-path", str(SCRIPTS / "linear" / "digits"), "--config-name", "emp", f"pretrained_feature_extractor={run / 'last.ckpt'}"]
+    same = [
+        "--config-path",
+        str(SCRIPTS / "linear" / "digits"),
+        "--config-name",
+        "emp",
+        f"pretrained_feature_extractor={run / 'last.ckpt'}",
+    ]
     assert main_linear.main([*same, "evaluation.views=[whole]", "evaluation.linear.epochs=1"]) == 0
 
 
@@ -98,7 +167,10 @@ def test_a_run_on_images_without_labels(tmp_path, capsys):
     write(tmp_path / "flat", 17)
     assert pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}") == 0
     (run,) = tmp_path.glob("emp/*")
-    assert "no labels" in capsys.readouterr().out and json.loads((run / "summary.json").read_text())["evaluation"] == []
+    assert (
+        "no labels" in capsys.readouterr().out
+        and json.loads((run / "summary.json").read_text())["evaluation"] == []
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,51 +180,119 @@ def tiny_imagenet(tmp_path_factory):
     for i in range(200):
         write(root / "train" / f"n{i:03}" / "images", 2, i, (64, 64))
     write(root / "val" / "images", 3, 999, (64, 64))
-    (root / "val" / "val_annotations.txt").write_text("".join(f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3)))
+    (root / "val" / "val_annotations.txt").write_text(
+        "".join(f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3))
+    )
     return root
 
 
 def test_tiny_imagenet_is_read_into_memory(tiny_imagenet):
     train, test = load_dataset("tiny-imagenet", str(tiny_imagenet))
-    assert isinstance(train, ImageData) and train.images.shape == (400, 3, 64, 64) and test.targets.tolist() == [0, 1, 2]
-    assert torch.equal(train.images[2], read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64))
+    assert (
+        isinstance(train, ImageData)
+        and train.images.shape == (400, 3, 64, 64)
+        and test.targets.tolist() == [0, 1, 2]
+    )
+    assert torch.equal(
+        train.images[2], read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64)
+    )
 
 
-@pytest.mark.parametrize("method, settings", [("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=0"]), ("byol", ["method_kwargs.pred_hidden_dim=16"])])
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=0"]),
+        ("byol", ["method_kwargs.pred_hidden_dim=16"]),
+    ],
+)
 def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method, settings):
-    small = ["method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=16", "optimizer.batch_size=16", "limit_train_batches=2", "max_epochs=1",
-             "precision=32", "accelerator=cpu", "evaluation.references=False", "evaluation.probes=[knn]", "evaluation.bag_patches=2", "enable_progress_bar=False"]
-    assert main_pretrain.main(["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"tiny-imagenet/{method}", f"data.train_path={tiny_imagenet}",
-                               *small, *settings, f"checkpoint.dir={tmp_path}"]) == 0
+    small = [
+        "method_kwargs.proj_hidden_dim=16",
+        "method_kwargs.proj_output_dim=16",
+        "optimizer.batch_size=16",
+        "limit_train_batches=2",
+        "max_epochs=1",
+        "precision=32",
+        "accelerator=cpu",
+        "evaluation.references=False",
+        "evaluation.probes=[knn]",
+        "evaluation.bag_patches=2",
+        "enable_progress_bar=False",
+    ]
+    assert (
+        main_pretrain.main(
+            [
+                "--config-path",
+                str(SCRIPTS / "pretrain"),
+                "--config-name",
+                f"tiny-imagenet/{method}",
+                f"data.train_path={tiny_imagenet}",
+                *small,
+                *settings,
+                f"checkpoint.dir={tmp_path}",
+            ]
+        )
+        == 0
+    )
     (run,) = tmp_path.glob(f"{method}/*")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2 plain"]
-    assert torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["backbone.conv1.weight"].shape[-1] == 7  # ImageNet's stem, as in the paper
+    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == [
+        "whole",
+        "bag of 2 plain",
+    ]
+    assert (
+        torch.load(run / "last.ckpt", weights_only=True)["state_dict"][
+            "backbone.conv1.weight"
+        ].shape[-1]
+        == 7
+    )  # ImageNet's stem, as in the paper
 
 
 def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):
-    listed = (Path(load_dataset.__code__.co_filename).with_name("imagenet100.txt")).read_text().split()
+    listed = (
+        (Path(load_dataset.__code__.co_filename).with_name("imagenet100.txt")).read_text().split()
+    )
     assert len(set(listed)) == 100
     for split in ("train", "val"):
         for name in [*listed, "n99999999"]:
             write(tmp_path / split / name, 1, size=(20, 30))
     train, test = load_dataset("imagenet100", str(tmp_path), image_size=16)
-    assert train.classes == sorted(listed) and len(train) == len(test) == 100 and train.fetch(torch.tensor([5])).shape == (1, 3, 16, 16)
+    assert (
+        train.classes == sorted(listed)
+        and len(train) == len(test) == 100
+        and train.fetch(torch.tensor([5])).shape == (1, 3, 16, 16)
+    )
 
 
-@pytest.mark.parametrize("dataset, paths, message", [
-    ("tiny-imagenet", {"train_path": "nothing"}, "tiny-imagenet-200.zip"),
-    ("tiny-imagenet", {"train_path": "images"}, "val_annotations.txt is missing|2 class folders"),
-    ("imagenet100", {"train_path": "images"}, "lacks 100 of 100 class folders"),
-    ("imagenet100", {"train_path": "nothing"}, "train is not a folder"),
-    ("custom", {"train_path": "images/train"}, "data.val_path"),
-    ("custom", {"train_path": "images/train", "val_path": "images"}, "different class folders"),
-    ("custom", {"train_path": "images/train/ant", "holdout": 0.1}, "without labels"),
-    ("custom", {"train_path": "images", "holdout": 0.1}, "holds train and val, no class folders: set data.train_path=.*/train"),
-    ("custom", {"train_path": "nothing"}, "is not a folder"),
-    ("custom", {"train_path": None}, "data.train_path is not set"),
-])
+@pytest.mark.parametrize(
+    "dataset, paths, message",
+    [
+        ("tiny-imagenet", {"train_path": "nothing"}, "tiny-imagenet-200.zip"),
+        (
+            "tiny-imagenet",
+            {"train_path": "images"},
+            "val_annotations.txt is missing|2 class folders",
+        ),
+        ("imagenet100", {"train_path": "images"}, "lacks 100 of 100 class folders"),
+        ("imagenet100", {"train_path": "nothing"}, "train is not a folder"),
+        ("custom", {"train_path": "images/train"}, "data.val_path"),
+        ("custom", {"train_path": "images/train", "val_path": "images"}, "different class folders"),
+        ("custom", {"train_path": "images/train/ant", "holdout": 0.1}, "without labels"),
+        (
+            "custom",
+            {"train_path": "images", "holdout": 0.1},
+            "holds train and val, no class folders: set data.train_path=.*/train",
+        ),
+        ("custom", {"train_path": "nothing"}, "is not a folder"),
+        ("custom", {"train_path": None}, "data.train_path is not set"),
+    ],
+)
 def test_what_cannot_be_read_says_what_to_do(folders, dataset, paths, message):
-    paths = {key: str(folders.parent / value.replace("images", folders.name)) if isinstance(value, str) else value for key, value in paths.items()}
+    paths = {
+        key: str(folders.parent / value.replace("images", folders.name))
+        if isinstance(value, str)
+        else value
+        for key, value in paths.items()
+    }
     with pytest.raises(UserError, match=message):
         load_dataset(dataset, **paths)

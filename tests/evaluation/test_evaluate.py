@@ -1,4 +1,5 @@
 """The rows of an evaluation, beside probes of features taken by hand."""
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -27,22 +28,52 @@ class Rows(nn.Module):
 @pytest.fixture
 def settings():
     def make(**values):
-        return OmegaConf.merge(OmegaConf.structured(Evaluation), {"views": ["whole"], "bag_patches": 2, "references": False, "linear": {"epochs": 2},
-                                                                  "bag_augmented": False, "mlp": {"epochs": 2, "hidden": 8}} | values)
+        return OmegaConf.merge(
+            OmegaConf.structured(Evaluation),
+            {
+                "views": ["whole"],
+                "bag_patches": 2,
+                "references": False,
+                "linear": {"epochs": 2},
+                "bag_augmented": False,
+                "mlp": {"epochs": 2, "hidden": 8},
+            }
+            | values,
+        )
+
     return make
 
 
 def test_probes_on_parts_of_the_labels(digits, settings):
     train, test = digits[0].subset(range(300)), digits[1].subset(range(100))
     method = Rows()
-    rows = list(evaluate(method, Rows(), "emp", train, test, RECIPE, settings(probes=["linear", "mlp", "knn"], label_fractions=[0.1, 1.0]), 0, False))
+    rows = list(
+        evaluate(
+            method,
+            Rows(),
+            "emp",
+            train,
+            test,
+            RECIPE,
+            settings(probes=["linear", "mlp", "knn"], label_fractions=[0.1, 1.0]),
+            0,
+            False,
+        )
+    )
     assert method.images == 400  # features are taken once, and the test set stays whole
-    x, u = (normalise(data.images, RECIPE.mean, RECIPE.std)[:, 0, 3::4].flatten(1) for data in (train, test))
+    x, u = (
+        normalise(data.images, RECIPE.mean, RECIPE.std)[:, 0, 3::4].flatten(1)
+        for data in (train, test)
+    )
     part = labelled_part(train.targets, 0.1)
     assert 20 < len(part) < 40
     for fraction, which in ((0.1, part), (1.0, slice(None))):
         data = x[which], train.targets[which], u, test.targets
-        for probe, expected in (("linear", linear_probe(*data, 10, 2)), ("mlp", linear_probe(*data, 10, 2, hidden=8)), ("knn", knn_probe(*data))):
+        for probe, expected in (
+            ("linear", linear_probe(*data, 10, 2)),
+            ("mlp", linear_probe(*data, 10, 2, hidden=8)),
+            ("knn", knn_probe(*data)),
+        ):
             (row,) = [row for row in rows if (row["probe"], row["labels"]) == (probe, fraction)]
             assert (row["top1"], row["top5"]) == (round(expected.top1, 2), round(expected.top5, 2))
     assert len(rows) == 6 and rows[2]["top1"] != rows[5]["top1"]

@@ -31,8 +31,14 @@ def test_whole_images_in_order_with_the_incomplete_batch(digits):
     test = digits[1]
     method = Mean().train()
     out = extract_features(method, test, RECIPE)
-    torch.testing.assert_close(out.features["backbone"], normalise(test.images, RECIPE.mean, RECIPE.std).mean((2, 3)))
-    assert torch.equal(out.targets, test.targets) and out.features["embedding"].shape == (360, 5) and method.training
+    torch.testing.assert_close(
+        out.features["backbone"], normalise(test.images, RECIPE.mean, RECIPE.std).mean((2, 3))
+    )
+    assert (
+        torch.equal(out.targets, test.targets)
+        and out.features["embedding"].shape == (360, 5)
+        and method.training
+    )
 
 
 def test_a_bag_is_the_mean_over_all_positions(digits):
@@ -40,7 +46,9 @@ def test_a_bag_is_the_mean_over_all_positions(digits):
     test = digits[1].subset([0, 5, 9])
     out = extract_features(Mean(), test, RECIPE, "bag", num_patches=3000, augmented=False)
     crops = normalise(test.images, RECIPE.mean, RECIPE.std).unfold(2, 16, 1).unfold(3, 16, 1)
-    torch.testing.assert_close(out.features["backbone"], crops.mean((2, 3, 4, 5)), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        out.features["backbone"], crops.mean((2, 3, 4, 5)), atol=0.03, rtol=0
+    )
 
 
 def test_a_bag_depends_on_seed_and_place_alone(digits, monkeypatch):
@@ -59,8 +67,12 @@ def test_a_bag_depends_on_seed_and_place_alone(digits, monkeypatch):
 def test_plain_and_augmented_bags_differ(digits):
     test = digits[1].subset(range(20))
     plain = extract_features(Mean(), test, RECIPE, "bag", 6, augmented=False).features["backbone"]
-    augmented = extract_features(Mean(), test, RECIPE, "bag", 6, augmented=True).features["backbone"]
-    assert (plain[:, 0] - plain[:, 1]).abs().max() < 1e-6 < (augmented - plain).abs().max()  # digits are grey
+    augmented = extract_features(Mean(), test, RECIPE, "bag", 6, augmented=True).features[
+        "backbone"
+    ]
+    assert (
+        (plain[:, 0] - plain[:, 1]).abs().max() < 1e-6 < (augmented - plain).abs().max()
+    )  # digits are grey
 
 
 def test_features_of_broken_weights_are_refused(digits):

@@ -21,7 +21,9 @@ def test_linear_probe_against_scikit_learn():
     (x, y), (u, v) = clouds(3000), clouds(1999, seed=1)
     reference = 100 * LogisticRegression(max_iter=2000).fit(x, y).score(u, v)
     ours = linear_probe(x, y, u, v, 6)
-    assert ours.top1 == pytest.approx(reference, abs=1.5) and ours.top1 < 90  # neither trivial nor hopeless
+    assert (
+        ours.top1 == pytest.approx(reference, abs=1.5) and ours.top1 < 90
+    )  # neither trivial nor hopeless
     assert ours.top5 > ours.top1
     assert linear_probe(x, y, u, v, 6) == ours  # and it can be repeated
 
@@ -36,8 +38,12 @@ def test_probes_take_the_steps_of_torch(widths):
     with torch.no_grad():
         for layer in layers:
             for parameter in layer.parameters():
-                parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) * layer.in_features**-0.5)
-    network = torch.nn.Sequential(*(part for layer in layers for part in (torch.nn.ReLU(), layer)))[1:].double()
+                parameter.copy_(
+                    (2 * torch.rand(parameter.shape, generator=draws) - 1) * layer.in_features**-0.5
+                )
+    network = torch.nn.Sequential(*(part for layer in layers for part in (torch.nn.ReLU(), layer)))[
+        1:
+    ].double()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
@@ -56,7 +62,9 @@ def test_probes_take_the_steps_of_torch(widths):
 def test_a_hidden_layer_solves_what_is_not_linear():
     draws = torch.Generator().manual_seed(3)
     x = torch.randn(2000, 2, generator=draws)
-    x += x.sign()  # four clouds apart from each other: opposite ones are of one class (exclusive or)
+    x += (
+        x.sign()
+    )  # four clouds apart from each other: opposite ones are of one class (exclusive or)
     y = (x[:, 0] * x[:, 1] > 0).long()
     train, test = (x[:1500], y[:1500]), (x[1500:], y[1500:])
     assert linear_probe(*train, *test, 2, epochs=20).top1 < 65
@@ -73,7 +81,10 @@ def test_linear_probe_learns_from_few_and_scores_all():
 
 def test_top_k():
     scores = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5], [9, 0, 1, 2, 3, 4]])
-    assert top_k(scores, torch.tensor([0, 0, 1])) == (pytest.approx(100 / 3), pytest.approx(100 / 3))
+    assert top_k(scores, torch.tensor([0, 0, 1])) == (
+        pytest.approx(100 / 3),
+        pytest.approx(100 / 3),
+    )
     assert top_k(scores[:, :3], torch.tensor([0, 0, 1])).top5 == 100
 
 
@@ -88,7 +99,9 @@ def test_knn_against_plain_numpy():
             votes[i, y[j]] += np.exp(row[j] / 0.07)
     top1 = 100 * (votes.argmax(1) == v.numpy()).mean()
     assert knn_probe(x, y, u, v).top1 == pytest.approx(top1, abs=0.01)
-    assert knn_probe(1000 * x, y, 1000 * u, v).top1 == pytest.approx(top1, abs=0.01)  # cosine: the scale must not matter
+    assert knn_probe(1000 * x, y, 1000 * u, v).top1 == pytest.approx(
+        top1, abs=0.01
+    )  # cosine: the scale must not matter
 
 
 def test_knn_with_classes_missing_from_the_test_set():
@@ -99,7 +112,14 @@ def test_knn_with_classes_missing_from_the_test_set():
 def test_parts_of_the_labels_are_stratified_nested_and_fixed():
     y = torch.tensor([7] * 500 + [2] * 200 + [4] * 3)[torch.randperm(703)]
     few, some = labelled_part(y, 0.01), labelled_part(y, 0.1)
-    assert [(y[part] == label).sum().item() for part in (few, some) for label in (7, 2, 4)] == [5, 2, 1, 50, 20, 1]  # none without an image
+    assert [(y[part] == label).sum().item() for part in (few, some) for label in (7, 2, 4)] == [
+        5,
+        2,
+        1,
+        50,
+        20,
+        1,
+    ]  # none without an image
     assert set(few.tolist()) < set(some.tolist()) and torch.equal(some, some.sort().values)
     torch.rand(5)
     assert torch.equal(some, labelled_part(y, 0.1))

@@ -16,14 +16,20 @@ from emp_plugin.solo_learn import METHODS, backbone_of
 def method(config):
     def build(*overrides):
         model = fresh_method(config("digits/emp", *overrides))
-        model.log_dict = lambda values, **_: model.__dict__.setdefault("logged", {}).update({k: float(v) for k, v in values.items()})
+        model.log_dict = lambda values, **_: model.__dict__.setdefault("logged", {}).update(
+            {k: float(v) for k, v in values.items()}
+        )
         return model
 
     return build
 
 
 def widths(module):
-    return [(layer.in_features, layer.out_features) for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    return [
+        (layer.in_features, layer.out_features)
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
 
 
 def test_importing_registers_the_method_and_twice_is_harmless():
@@ -37,10 +43,16 @@ def test_importing_registers_the_method_and_twice_is_harmless():
 
 def test_presets_are_the_paper_s_two_columns(method):
     code, paper = method(), method("method_kwargs.preset=paper")
-    assert widths(code.embedder) == [(512, 4096)] and widths(code.projector) == [(4096, 4096), (4096, 1024)]
+    assert widths(code.embedder) == [(512, 4096)] and widths(code.projector) == [
+        (4096, 4096),
+        (4096, 1024),
+    ]
     assert widths(paper.embedder) == [] and widths(paper.projector) == [(512, 4096), (4096, 512)]
     x = torch.randn(2, 3, 32, 32)
-    assert {name: f.shape[1] for name, f in code.features(x).items()} == {"backbone": 512, "embedding": 4096}
+    assert {name: f.shape[1] for name, f in code.features(x).items()} == {
+        "backbone": 512,
+        "embedding": 4096,
+    }
     assert {name: f.shape[1] for name, f in paper.features(x).items()} == {"backbone": 512}
 
 
@@ -63,18 +75,26 @@ def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     assert 1 <= model.logged["train_effective_rank"] <= 4
 
     model.load_state_dict(state)
-    torch.testing.assert_close(model.training_step([torch.arange(4), list(patches), targets], 0), loss)  # solo-learn's list of views
+    torch.testing.assert_close(
+        model.training_step([torch.arange(4), list(patches), targets], 0), loss
+    )  # solo-learn's list of views
 
 
 def test_batches_without_labels_train(method):
-    loss = method().training_step([torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)], 0)
+    loss = method().training_step(
+        [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)], 0
+    )
     assert torch.isfinite(loss)
 
 
 def test_the_online_classifier_does_not_train_the_backbone(method):
     model = method("method_kwargs.invariance_weight=0")
-    model.settings.eps = 1e30  # no objective left: whatever moves the backbone comes from the classifier
-    model.training_step([torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.arange(4)], 0).backward()
+    model.settings.eps = (
+        1e30  # no objective left: whatever moves the backbone comes from the classifier
+    )
+    model.training_step(
+        [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.arange(4)], 0
+    ).backward()
     assert model.classifier.weight.grad.abs().sum() > 0
     assert max(p.grad.abs().max() for p in backbone_of(model).parameters()) < 1e-6
 
@@ -110,16 +130,19 @@ def test_channels_last_and_stem(method):
     assert backbone_of(method("backbone.stem_padding=null")).conv1.padding == (2, 2)  # solo-learn's
 
 
-@pytest.mark.parametrize("override,message", [
-    ("method_kwargs.preset=best", "preset must be one of code, paper"),
-    ("method_kwargs.eps=0", "eps must be positive"),
-    ("method_kwargs.invariance_weight=-1", "invariance_weight"),
-    ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
-    ("method_kwargs.lambda=200", "lambda"),
-    ("method_kwargs.proj_hidden_dim=wide", "proj_hidden_dim has the wrong type: 'wide'"),
-    ("method_kwargs.patch_chunk=0", "patch_chunk"),
-    ("backbone.name=resnet19", "resnet19"),
-])
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("method_kwargs.preset=best", "preset must be one of code, paper"),
+        ("method_kwargs.eps=0", "eps must be positive"),
+        ("method_kwargs.invariance_weight=-1", "invariance_weight"),
+        ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
+        ("method_kwargs.lambda=200", "lambda"),
+        ("method_kwargs.proj_hidden_dim=wide", "proj_hidden_dim has the wrong type: 'wide'"),
+        ("method_kwargs.patch_chunk=0", "patch_chunk"),
+        ("backbone.name=resnet19", "resnet19"),
+    ],
+)
 def test_impossible_settings_are_named(config, override, message):
     with pytest.raises(UserError, match=message):
         fresh_method(config("digits/emp", override))
@@ -135,15 +158,24 @@ def grouped_reference(model, patches, chunk):
     parts = []
     for part in patches.split(chunk):
         h = backbone_of(model)(part.flatten(0, 1))
-        parts.append(F.normalize(model.projector(model.embedder(h)), dim=1).unflatten(0, part.shape[:2]))
+        parts.append(
+            F.normalize(model.projector(model.embedder(h)), dim=1).unflatten(0, part.shape[:2])
+        )
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("dtype,tolerance,synchronised", [(torch.float64, 1e-10, False), (torch.float32, 1e-5, False), (torch.float64, 1e-10, True)])
+@pytest.mark.parametrize(
+    "dtype,tolerance,synchronised",
+    [(torch.float64, 1e-10, False), (torch.float32, 1e-5, False), (torch.float64, 1e-10, True)],
+)
 def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchronised):
     """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph; also with the layers of
     several GPUs (SyncBatchNorm, which in a single process is BatchNorm)."""
-    settings = ["method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"]
+    settings = [
+        "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32",
+        "method_kwargs.proj_output_dim=16",
+    ]
     model = method("method_kwargs.patch_chunk=2", *settings).to(dtype).train()
     if synchronised:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -160,7 +192,9 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchr
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     scale = max(g.abs().max() for g in expected.values())
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale))
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale)
+        )
     for name, value in model.named_buffers():
         torch.testing.assert_close(after[name], value, rtol=tolerance, atol=tolerance)
         assert "num_batches" not in name or value == 3  # three chunks, each counted once
@@ -169,31 +203,54 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchr
 @pytest.mark.parametrize("bf16,tolerance", [(False, 1e-5), (True, 2e-2)])
 def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
     """With dropout: the second pass over a chunk drops what the first one dropped, and the generator has moved once; also under autocast."""
-    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    model = method(
+        "method_kwargs.patch_chunk=2",
+        "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32",
+        "method_kwargs.proj_output_dim=16",
+    ).train()
     model.embedder.append(torch.nn.Dropout(0.5))
     patches = torch.randn(4, 8, 3, 16, 16)
     results = []
-    for project in (lambda: model.project_chunks(patches)[1], lambda: grouped_reference(model, patches, 2)):
+    for project in (
+        lambda: model.project_chunks(patches)[1],
+        lambda: grouped_reference(model, patches, 2),
+    ):
         model.zero_grad()
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             z = project()
         emp_ssl_loss(z.float()).loss.backward()
-        results.append(({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, torch.get_rng_state()))
+        results.append(
+            (
+                {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+                torch.get_rng_state(),
+            )
+        )
     (gradients, state), (expected, expected_state) = results
     assert torch.equal(state, expected_state)
     scale = max(g.abs().max() for g in expected.values())
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale))
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale)
+        )
 
 
 def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
     """Two batches before one step, their losses scaled as for float16: once unscaled, the gradients are those of the kept graphs; one that overflows is seen."""
-    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    model = method(
+        "method_kwargs.patch_chunk=2",
+        "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32",
+        "method_kwargs.proj_output_dim=16",
+    ).train()
     state = copy.deepcopy(model.state_dict())
     batches, targets = torch.randn(2, 5, 8, 3, 16, 16), torch.full((8,), -1)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer, scaler = torch.optim.SGD(weights, lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer, scaler = (
+        torch.optim.SGD(weights, lr=0.1),
+        torch.amp.GradScaler("cpu", init_scale=2.0**16),
+    )
     for patches in batches:
         scaler.scale(model.training_step([torch.arange(8), patches, targets], 0) / 2).backward()
     scaler.unscale_(optimizer)
@@ -212,7 +269,9 @@ def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
     scaler.scale(model.training_step([torch.arange(8), batches[0], targets], 0)).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert all(torch.equal(a, b) for a, b in zip(weights, before)) and scaler.get_scale() == 2.0**126
+    assert (
+        all(torch.equal(a, b) for a, b in zip(weights, before)) and scaler.get_scale() == 2.0**126
+    )
 
 
 class Watched(torch.autograd.Function):
@@ -233,13 +292,27 @@ class Watched(torch.autograd.Function):
 
 def test_chunks_are_passed_under_autocast_but_not_their_gradients(method):
     """As without chunks, and as torch wants it."""
-    model = method("method_kwargs.patch_chunk=2", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16").train()
+    model = method(
+        "method_kwargs.patch_chunk=2",
+        "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32",
+        "method_kwargs.proj_output_dim=16",
+    ).train()
     model.embedder.register_forward_hook(lambda module, inputs, out: Watched.apply(out))
     Watched.on.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model.training_step([torch.arange(4), torch.randn(4, 4, 3, 16, 16), torch.full((4,), -1)], 0)
+        loss = model.training_step(
+            [torch.arange(4), torch.randn(4, 4, 3, 16, 16), torch.full((4,), -1)], 0
+        )
     loss.backward()
-    assert Watched.on == [True, True, True, False, True, False]  # two chunks without a graph, then each with its gradients
+    assert Watched.on == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]  # two chunks without a graph, then each with its gradients
 
 
 def test_chunks_need_not_keep_the_activations(method):
@@ -254,4 +327,6 @@ def test_chunks_need_not_keep_the_activations(method):
     patches = torch.randn(3, 4, 3, 16, 16)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.training_step([torch.arange(4), patches, torch.full((4,), -1)], 0)
-    assert max(kept) <= patches.numel() * 4  # an activation of the first stage alone has 3 * 4 * 64 * 16 * 16 numbers
+    assert (
+        max(kept) <= patches.numel() * 4
+    )  # an activation of the first stage alone has 3 * 4 * 64 * 16 * 16 numbers

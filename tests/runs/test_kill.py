@@ -1,4 +1,5 @@
 """A real process, killed with SIGKILL at random moments and started again, ends with the bits of one that never was."""
+
 import json
 import multiprocessing
 import os
@@ -14,14 +15,44 @@ import torch
 from emp_plugin import main_pretrain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = ["precision=32", "optimizer.batch_size=8", "data.holdout=0.02", "data.fraction=0.045", "max_epochs=2", "checkpoint.every_n_steps=3",
-        "checkpoint.min_seconds=0", "evaluation.views=[bag]", "evaluation.bag_patches=1", "evaluation.probes=[knn]", "accelerator=cpu", "enable_progress_bar=False",
-        "enable_model_summary=False", "auto_resume.enabled=True", "knn_eval.enabled=True", "log_every_n_steps=1", "optimizer.lr=0.1"]
+TINY = [
+    "precision=32",
+    "optimizer.batch_size=8",
+    "data.holdout=0.02",
+    "data.fraction=0.045",
+    "max_epochs=2",
+    "checkpoint.every_n_steps=3",
+    "checkpoint.min_seconds=0",
+    "evaluation.views=[bag]",
+    "evaluation.bag_patches=1",
+    "evaluation.probes=[knn]",
+    "accelerator=cpu",
+    "enable_progress_bar=False",
+    "enable_model_summary=False",
+    "auto_resume.enabled=True",
+    "knn_eval.enabled=True",
+    "log_every_n_steps=1",
+    "optimizer.lr=0.1",
+]
 TWO_VIEWS = ["~method_kwargs", "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]"]
 METHODS = {
-    "emp": ["data.num_patches=2", "data.patch_size=8", "data.output_size=8", "method_kwargs.embedding_dim=32", "method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"],
-    "byol": [*TWO_VIEWS, "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, pred_hidden_dim: 16}", "momentum.base_tau=0.5"],
-    "swav": [*TWO_VIEWS, "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6, queue_size: 32, epoch_queue_starts: 1, temperature: 0.1}"],
+    "emp": [
+        "data.num_patches=2",
+        "data.patch_size=8",
+        "data.output_size=8",
+        "method_kwargs.embedding_dim=32",
+        "method_kwargs.proj_hidden_dim=32",
+        "method_kwargs.proj_output_dim=16",
+    ],
+    "byol": [
+        *TWO_VIEWS,
+        "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, pred_hidden_dim: 16}",
+        "momentum.base_tau=0.5",
+    ],
+    "swav": [
+        *TWO_VIEWS,
+        "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6, queue_size: 32, epoch_queue_starts: 1, temperature: 0.1}",
+    ],
 }
 
 
@@ -46,7 +77,16 @@ def processes():
 
 
 def command(method, folder):
-    return ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", "digits/emp", *TINY, f"method={method}", *METHODS[method], f"checkpoint.dir={folder}"]
+    return [
+        "--config-path",
+        str(SCRIPTS / "pretrain"),
+        "--config-name",
+        "digits/emp",
+        *TINY,
+        f"method={method}",
+        *METHODS[method],
+        f"checkpoint.dir={folder}",
+    ]
 
 
 def the_run(folder):
@@ -71,14 +111,21 @@ def same(left, right, where=""):
 
 
 def compare(run, reference):
-    ours, theirs = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, reference))
+    ours, theirs = (
+        torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, reference)
+    )
     for key in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
         same(ours[key], theirs[key], key)
     assert (run / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()
-    rows = [pd.read_csv(folder / "evaluation.csv").drop(columns="seconds") for folder in (run, reference)]
+    rows = [
+        pd.read_csv(folder / "evaluation.csv").drop(columns="seconds")
+        for folder in (run, reference)
+    ]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, reference)]
-    assert all(summaries[0][key] == summaries[1][key] for key in ("epochs", "steps", "images", "patches"))
+    assert all(
+        summaries[0][key] == summaries[1][key] for key in ("epochs", "steps", "images", "patches")
+    )
     assert {path.name for path in run.iterdir()} == {path.name for path in reference.iterdir()}
 
 
@@ -94,7 +141,9 @@ def kill_and_compare(processes, method, folder, kills):
     while kills:
         runs += 1
         chain = folder / f"chain{runs}"
-        while not list(chain.glob("*/*/summary.json")):  # a run killed after its summary is finished: the next start would be another run
+        while not list(
+            chain.glob("*/*/summary.json")
+        ):  # a run killed after its summary is finished: the next start would be another run
             process = processes(command(method, chain))
             process.join(draw.uniform(0.1, 1) * length if kills else None)
             if process.exitcode is None:

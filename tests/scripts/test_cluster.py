@@ -1,4 +1,5 @@
 """The SLURM example with a stub in place of srun."""
+
 import os
 import subprocess
 from pathlib import Path
@@ -8,7 +9,11 @@ BATCH = ROOT / "scripts" / "cluster" / "emp_cifar.sbatch"
 
 
 def directives():
-    lines = [line.removeprefix("#SBATCH --").split("=") for line in BATCH.read_text().splitlines() if line.startswith("#SBATCH --")]
+    lines = [
+        line.removeprefix("#SBATCH --").split("=")
+        for line in BATCH.read_text().splitlines()
+        if line.startswith("#SBATCH --")
+    ]
     return {line[0]: line[-1] for line in lines}
 
 
@@ -21,14 +26,33 @@ def run(tmp_path, srun, *arguments, **environment):
     stub.write_text(f"#!/bin/bash\n{srun}\n")
     stub.chmod(0o755)
     path = f"{stub.parent}:{os.environ['PATH']}"
-    return subprocess.run(["bash", str(BATCH), *arguments], env=os.environ | {"PATH": path} | environment, capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", str(BATCH), *arguments],
+        env=os.environ | {"PATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_what_is_run(tmp_path):
-    answer = run(tmp_path, 'printf "%s\\n" "$PWD" "$@"', "max_epochs=10", "name=two words", SLURM_SUBMIT_DIR=str(tmp_path))
+    answer = run(
+        tmp_path,
+        'printf "%s\\n" "$PWD" "$@"',
+        "max_epochs=10",
+        "name=two words",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+    )
     folder, *command = answer.stdout.splitlines()
     assert folder == str(tmp_path) and answer.returncode == 0
-    assert command == ["bash", "scripts/pretrain/cifar/emp.sh", "devices=2", "num_nodes=1", "optimizer.batch_size=50", "max_epochs=10", "name=two words"]
+    assert command == [
+        "bash",
+        "scripts/pretrain/cifar/emp.sh",
+        "devices=2",
+        "num_nodes=1",
+        "optimizer.batch_size=50",
+        "max_epochs=10",
+        "name=two words",
+    ]
     assert (ROOT / command[1]).exists()
 
 
@@ -36,7 +60,10 @@ def test_processes_and_settings_agree(config):
     """As many tasks as devices (Lightning refuses anything else), the batch of the recipe, and the signal that Lightning waits for."""
     asked = directives()
     cfg = config("cifar/emp", "devices=2", "num_nodes=1", "optimizer.batch_size=50")
-    assert int(asked["ntasks-per-node"]) == int(asked["gpus-per-node"]) == cfg.devices and int(asked["nodes"]) == cfg.num_nodes
+    assert (
+        int(asked["ntasks-per-node"]) == int(asked["gpus-per-node"]) == cfg.devices
+        and int(asked["nodes"]) == cfg.num_nodes
+    )
     assert cfg.optimizer.batch_size * cfg.devices == config("cifar/emp").optimizer.batch_size
     assert asked["signal"].startswith("SIGUSR1@") and "requeue" in asked and cfg.auto_resume.enabled
 

@@ -74,7 +74,12 @@ class House:
         (self.stubs / name).chmod(0o755)
 
     def start(self, *command, **settings):
-        environment = {"PATH": str(self.stubs), "HOME": str(self.root), "LOG": str(self.log), "STUBS": str(self.stubs)}
+        environment = {
+            "PATH": str(self.stubs),
+            "HOME": str(self.root),
+            "LOG": str(self.log),
+            "STUBS": str(self.stubs),
+        }
         environment |= {"VERSION": "good", "COMPLAINT": "", "INDEX": ""} | settings
         return subprocess.Popen(
             [str(self.stubs / "bash"), *command],
@@ -214,7 +219,9 @@ def test_a_changed_lock_makes_it_again(house):
 
 
 def test_two_set_ups_at_once_make_one(house):
-    first, second = (house.start(str(house.root / "scripts" / "env.sh"), UV_SLEEPS="0.5") for _ in range(2))
+    first, second = (
+        house.start(str(house.root / "scripts" / "env.sh"), UV_SLEEPS="0.5") for _ in range(2)
+    )
     errors = first.communicate(timeout=60)[1] + second.communicate(timeout=60)[1]
     assert (first.returncode, second.returncode) == (0, 0), errors
     assert house.history() == MADE
@@ -233,7 +240,9 @@ def test_an_activated_venv_is_not_its_own_base(house):
     """A real one, made again (and stopped short by an index without uv) with the Python it was itself made with."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", house.venv], check=True)
     (house.venv / "requirements.lock").write_text("uv==0\n")
-    done = house.source(PATH=f"{house.venv}/bin:{house.stubs}", PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull)
+    done = house.source(
+        PATH=f"{house.venv}/bin:{house.stubs}", PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull
+    )
     assert done.returncode != 0 and "out of date" in done.err and "could not install uv" in done.err
     assert f"making .venv with {house.venv}" not in done.err
 
@@ -255,8 +264,16 @@ def test_packages_that_do_not_import_are_no_environment(house):
 def test_nothing_leaks_into_an_interactive_shell(house):
     listing = "set -o; shopt; declare -F; compgen -v | grep -i _emp_env || true"
     command = f'before=$(set -o; shopt; declare -F); source "$1/scripts/env.sh"; echo "rc=$?"; after=$({listing})'
-    done = house.run("-c", f'{command}; [ "$before" = "$after" ] && echo same', "bash", str(house.root))
+    done = house.run(
+        "-c", f'{command}; [ "$before" = "$after" ] && echo same', "bash", str(house.root)
+    )
     assert done.out.splitlines() == ["rc=0", "same"], done.err
     house.lock.write_text("uv==1\n")
-    done = house.run("-c", f'{command}; [ "$before" = "$after" ] && echo same', "bash", str(house.root), VERSION="3.9")
+    done = house.run(
+        "-c",
+        f'{command}; [ "$before" = "$after" ] && echo same',
+        "bash",
+        str(house.root),
+        VERSION="3.9",
+    )
     assert done.out.splitlines() == ["rc=1", "same"], done.err

@@ -35,18 +35,44 @@ OWN = {
 
 def make_config(method: str, **overrides):
     """A small run in the head's schema; overrides are dotted keys with __ for the dots."""
-    cfg = OmegaConf.create({
-        "name": "test", "method": method, "max_epochs": 1, "devices": [0], "accumulate_grad_batches": 1,
-        "backbone": {"name": "resnet18", "kwargs": {}, "stem_padding": None},
-        "method_kwargs": {"proj_hidden_dim": 8, "proj_output_dim": 4, **OWN.get(method, {})} if method in OWN else {},
-        "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
-        "data": {"dataset": "cifar10", "num_classes": 3, "num_large_crops": 2, "num_small_crops": 0},
-        "optimizer": {"name": "lars", "batch_size": 4, "lr": 0.4, "classifier_lr": 0.1, "weight_decay": 1e-4, "exclude_bias_n_norm_wd": False,
-                      "kwargs": {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True}},
-        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0.5, "min_lr": 0.0, "warmup_start_lr": 3e-5, "lr_decay_steps": None,
-                      "interval": "step"},
-        "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
-    })
+    cfg = OmegaConf.create(
+        {
+            "name": "test",
+            "method": method,
+            "max_epochs": 1,
+            "devices": [0],
+            "accumulate_grad_batches": 1,
+            "backbone": {"name": "resnet18", "kwargs": {}, "stem_padding": None},
+            "method_kwargs": {"proj_hidden_dim": 8, "proj_output_dim": 4, **OWN.get(method, {})}
+            if method in OWN
+            else {},
+            "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
+            "data": {
+                "dataset": "cifar10",
+                "num_classes": 3,
+                "num_large_crops": 2,
+                "num_small_crops": 0,
+            },
+            "optimizer": {
+                "name": "lars",
+                "batch_size": 4,
+                "lr": 0.4,
+                "classifier_lr": 0.1,
+                "weight_decay": 1e-4,
+                "exclude_bias_n_norm_wd": False,
+                "kwargs": {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True},
+            },
+            "scheduler": {
+                "name": "warmup_cosine",
+                "warmup_epochs": 0.5,
+                "min_lr": 0.0,
+                "warmup_start_lr": 3e-5,
+                "lr_decay_steps": None,
+                "interval": "step",
+            },
+            "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
+        }
+    )
     for key, value in overrides.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
@@ -59,13 +85,29 @@ def make_linear(solo_linear=None, classes: int = 3, **overrides):
     backbone.num_features = 6
     cls = METHODS["linear"] if solo_linear is None else solo_linear.LinearModel
     if GENERATION == "head":
-        optimizer = {"optimizer__name": "sgd", "optimizer__kwargs": {"momentum": 0.9}, "optimizer__lr": 0.1, "optimizer__weight_decay": 0.0}
+        optimizer = {
+            "optimizer__name": "sgd",
+            "optimizer__kwargs": {"momentum": 0.9},
+            "optimizer__lr": 0.1,
+            "optimizer__weight_decay": 0.0,
+        }
         cfg = make_config("simclr", scheduler__warmup_epochs=0, **optimizer, **overrides)
         cfg.data.num_classes = classes
         cfg.optimizer.kwargs = {"momentum": 0.9}
         return cls(backbone, cfg)
-    return cls(backbone, num_classes=classes, max_epochs=1, batch_size=4, optimizer="sgd", lars=False, lr=0.1, weight_decay=0.0,
-               exclude_bias_n_norm=False, extra_optimizer_args={"momentum": 0.9}, scheduler="cosine")
+    return cls(
+        backbone,
+        num_classes=classes,
+        max_epochs=1,
+        batch_size=4,
+        optimizer="sgd",
+        lars=False,
+        lr=0.1,
+        weight_decay=0.0,
+        exclude_bias_n_norm=False,
+        extra_optimizer_args={"momentum": 0.9},
+        scheduler="cosine",
+    )
 
 
 class RandomImages(torch.utils.data.Dataset):
@@ -84,12 +126,25 @@ class RandomImages(torch.utils.data.Dataset):
 
 
 def loader(length: int, training: bool, batch_size: int = 4):
-    return torch.utils.data.DataLoader(RandomImages(length, training), batch_size, drop_last=training)
+    return torch.utils.data.DataLoader(
+        RandomImages(length, training), batch_size, drop_last=training
+    )
 
 
 def make_trainer(**kwargs):
-    return pl.Trainer(**({"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-                          "enable_model_summary": False} | kwargs))
+    return pl.Trainer(
+        **(
+            {
+                "max_epochs": 1,
+                "accelerator": "cpu",
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            }
+            | kwargs
+        )
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -104,13 +159,17 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tools():
     """The functions above, for test modules: with pytest's importlib mode they cannot import this file."""
-    return SimpleNamespace(make_config=make_config, make_linear=make_linear, make_trainer=make_trainer, loader=loader)
+    return SimpleNamespace(
+        make_config=make_config, make_linear=make_linear, make_trainer=make_trainer, loader=loader
+    )
 
 
 @pytest.fixture(scope="session")
 def unpatched():
     """A second, unpatched copy of solo-learn's modules, to show that a failure is real; sys.modules keeps the patched one."""
-    patched = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "solo"}
+    patched = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "solo"
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm notes that the backbones are registered again

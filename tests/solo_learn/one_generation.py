@@ -1,8 +1,9 @@
 """Run by test_generations_agree.py under each generation: trains methods, and evaluates checkpoints of the other generation.
 
-    python one_generation.py train FOLDER [FOLDER OF INITIAL WEIGHTS]
-    python one_generation.py evaluate FOLDER
+python one_generation.py train FOLDER [FOLDER OF INITIAL WEIGHTS]
+python one_generation.py evaluate FOLDER
 """
+
 import sys
 from pathlib import Path
 
@@ -15,11 +16,27 @@ from emp_plugin.runs.probing import fresh_method, load_method
 from emp_plugin.solo_learn import backbone_of, pl
 
 BATCH = 8
-STEPS = {"emp": 20, "simclr": 20, "simclr-warmup": 20, "byol": 20, "byol-sgd": 20, "vicreg": 2, "ressl": 2}
-FLOAT32 = ("emp", "simclr-warmup", "byol-sgd")  # the others in float64; why: test_generations_agree.py
+STEPS = {
+    "emp": 20,
+    "simclr": 20,
+    "simclr-warmup": 20,
+    "byol": 20,
+    "byol-sgd": 20,
+    "vicreg": 2,
+    "ressl": 2,
+}
+FLOAT32 = (
+    "emp",
+    "simclr-warmup",
+    "byol-sgd",
+)  # the others in float64; why: test_generations_agree.py
 VARIANTS = {  # 20 steps at the beginning of a long recipe, where the learning rate rises to a hundredth of its peak; and without LARS
     "simclr-warmup": {"max_epochs": 100, "scheduler__warmup_epochs": 99},
-    "byol-sgd": {"optimizer__name": "sgd", "optimizer__kwargs": {"momentum": 0.9}, "optimizer__lr": 0.05},
+    "byol-sgd": {
+        "optimizer__name": "sgd",
+        "optimizer__kwargs": {"momentum": 0.9},
+        "optimizer__lr": 0.05,
+    },
 }
 
 
@@ -51,17 +68,28 @@ def features(method) -> torch.Tensor:
 
 def train(name: str, folder: Path, initial: Path | None) -> None:
     """Leaves the initial and the trained checkpoint, and the losses and the features of the latter."""
-    cfg = make_config(name.partition("-")[0], seed=0, optimizer__batch_size=BATCH, optimizer__kwargs__nesterov=name == "emp",
-                      data__num_large_crops=4 if name == "emp" else 2)
+    cfg = make_config(
+        name.partition("-")[0],
+        seed=0,
+        optimizer__batch_size=BATCH,
+        optimizer__kwargs__nesterov=name == "emp",
+        data__num_large_crops=4 if name == "emp" else 2,
+    )
     for key, value in VARIANTS.get(name, {}).items():
         OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
     dtype = torch.float32 if name in FLOAT32 else torch.float64
     method = fresh_method(cfg).to(dtype)
     if initial:
-        method.load_state_dict(torch.load(initial / f"{name}.initial.pt", weights_only=True)["state_dict"])
+        method.load_state_dict(
+            torch.load(initial / f"{name}.initial.pt", weights_only=True)["state_dict"]
+        )
     losses = Losses()
     data = Images(STEPS[name] * BATCH, views=4 if name == "emp" else 2, dtype=dtype)
-    trainer = make_trainer(callbacks=[losses], limit_val_batches=0, precision="32-true" if name in FLOAT32 else "64-true")
+    trainer = make_trainer(
+        callbacks=[losses],
+        limit_val_batches=0,
+        precision="32-true" if name in FLOAT32 else "64-true",
+    )
     trainer.strategy.connect(method)
     trainer.save_checkpoint(folder / f"{name}.initial.pt", weights_only=True)
     trainer.fit(method, torch.utils.data.DataLoader(data, BATCH, drop_last=True))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from emp_plugin.solo_learn import METHODS, BaseMethod, backbone_of, build, build_method, split_settings
+from emp_plugin.solo_learn import (
+    METHODS,
+    BaseMethod,
+    backbone_of,
+    build,
+    build_method,
+    split_settings,
+)
 from emp_plugin.solo_learn.build import _device_count
 
 
@@ -29,12 +36,36 @@ def mine(monkeypatch):
 
 
 def test_configuration_reaches_the_constructor(tools):
-    method = build_method(tools.make_config(
-        "byol", optimizer__batch_size=64, devices=[0, 1], num_nodes=2, accumulate_grad_batches=3, momentum__classifier=True, momentum__base_tau=0.97,
-        knn_eval__enabled=True, knn_eval__k=7, knn_eval__distance_func="cosine", scheduler__min_lr=0.01, optimizer__kwargs__nesterov=True))
-    assert method.lr == pytest.approx(0.4 * 64 * 4 / 256 * 3) and method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
-    assert dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items() and method.weight_decay == 1e-4 and method.batch_size == 64
-    assert method.warmup_epochs == 0.5 and method.max_epochs == 1 and method.num_classes == 3 and method.min_lr == pytest.approx(0.03)
+    method = build_method(
+        tools.make_config(
+            "byol",
+            optimizer__batch_size=64,
+            devices=[0, 1],
+            num_nodes=2,
+            accumulate_grad_batches=3,
+            momentum__classifier=True,
+            momentum__base_tau=0.97,
+            knn_eval__enabled=True,
+            knn_eval__k=7,
+            knn_eval__distance_func="cosine",
+            scheduler__min_lr=0.01,
+            optimizer__kwargs__nesterov=True,
+        )
+    )
+    assert method.lr == pytest.approx(
+        0.4 * 64 * 4 / 256 * 3
+    ) and method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
+    assert (
+        dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items()
+        and method.weight_decay == 1e-4
+        and method.batch_size == 64
+    )
+    assert (
+        method.warmup_epochs == 0.5
+        and method.max_epochs == 1
+        and method.num_classes == 3
+        and method.min_lr == pytest.approx(0.03)
+    )
     assert method.momentum_updater.base_tau == 0.97 and method.momentum_classifier is not None
     assert method.knn.k == 7 and method.knn.distance_fx == "cosine"
     assert method.predictor[0].out_features == 8 and method.num_crops == 2
@@ -61,15 +92,26 @@ def test_the_configuration_is_left_alone(tools):
 
 
 def test_methods_with_settings_of_their_own(tools, mine):
-    method = build_method(tools.make_config("mine", method_kwargs__width=5, accumulate_grad_batches=2))
+    method = build_method(
+        tools.make_config("mine", method_kwargs__width=5, accumulate_grad_batches=2)
+    )
     assert method.settings == Settings(5, "code")
-    assert method.lr == 0.4 and method.classifier_lr == 0.1  # its rate is neither scaled by the batch nor by accumulation
+    assert (
+        method.lr == 0.4 and method.classifier_lr == 0.1
+    )  # its rate is neither scaled by the batch nor by accumulation
 
 
-@pytest.mark.skipif(build.GENERATION != "wheel", reason="about the wheel's constructors; solo-learn's head is in use")
+@pytest.mark.skipif(
+    build.GENERATION != "wheel",
+    reason="about the wheel's constructors; solo-learn's head is in use",
+)
 def test_settings_are_also_taken_from_keywords():
     """The wheel's own command line passes all its arguments to the constructor."""
-    assert split_settings(Settings, (1,), {"width": 5, "lr": 0.1}) == (Settings(5), (1,), {"lr": 0.1})
+    assert split_settings(Settings, (1,), {"width": 5, "lr": 0.1}) == (
+        Settings(5),
+        (1,),
+        {"lr": 0.1},
+    )
 
 
 def test_settings_on_the_repositorys_head(monkeypatch):
@@ -82,7 +124,10 @@ def test_settings_on_the_repositorys_head(monkeypatch):
         split_settings(Settings, (cfg,), {})
 
 
-@pytest.mark.parametrize("dataset, small", [("cifar10", True), ("cifar100", True), ("digits", True), ("imagenet100", False)])
+@pytest.mark.parametrize(
+    "dataset, small",
+    [("cifar10", True), ("cifar100", True), ("digits", True), ("imagenet100", False)],
+)
 def test_small_images_get_the_small_stem(tools, dataset, small):
     backbone = backbone_of(build_method(tools.make_config("simclr", data__dataset=dataset)))
     assert backbone.conv1.kernel_size == ((3, 3) if small else (7, 7))
@@ -109,33 +154,57 @@ def test_transformers_take_the_crop_size(tools, name):
     assert backbone(torch.randn(1, 3, 32, 32)).shape == (1, backbone.num_features)
 
 
-@pytest.mark.parametrize("method, change, message", [
-    ("simclrr", {}, "unknown method 'simclrr'.*byol"),
-    ("base", {}, "unknown method 'base'"),
-    ("simclr", {"backbone__name": "resnet19"}, "no 'resnet19'.*resnet18"),
-    ("simclr", {"backbone__name": "vit_tiny", "backbone__stem_padding": 1}, "stem_padding"),
-    ("simclr", {"data__dataset": "imagenet100", "backbone__stem_padding": 1}, "stem_padding"),
-    ("simclr", {"backbone__stem_padding": -1}, "negative"),
-    ("simclr", {"method_kwargs__temprature": 1}, "method_kwargs.temprature.*temperature"),
-    ("mine", {"method_kwargs__widht": 1}, "method_kwargs.widht.*width"),
-    ("simclr", {"optimizer__name": "lamb"}, "unknown optimizer.name 'lamb'"),
-    ("simclr", {"optimizer__name": "sgd"}, "optimizer.kwargs.clip_lr with optimizer.name=sgd"),
-    ("simclr", {"scheduler__name": "reduce"}, "unknown scheduler.name 'reduce'"),
-    ("simclr", {"scheduler__name": "step"}, "lr_decay_steps"),
-    ("simclr", {"scheduler__interval": "epoch"}, "interval"),
-    ("simclr", {"knn_eval__enabled": True, "knn_eval__distance_func": "dot"}, "unknown knn_eval.distance_func 'dot'"),
-    ("ressl", {"method_kwargs__queue_size": 10}, "queue_size=10 must be a multiple.* 4"),
-    ("ressl", {"method_kwargs__base_tau_momentum": 0.5}, "contradicts momentum.base_tau"),
-])
+@pytest.mark.parametrize(
+    "method, change, message",
+    [
+        ("simclrr", {}, "unknown method 'simclrr'.*byol"),
+        ("base", {}, "unknown method 'base'"),
+        ("simclr", {"backbone__name": "resnet19"}, "no 'resnet19'.*resnet18"),
+        ("simclr", {"backbone__name": "vit_tiny", "backbone__stem_padding": 1}, "stem_padding"),
+        ("simclr", {"data__dataset": "imagenet100", "backbone__stem_padding": 1}, "stem_padding"),
+        ("simclr", {"backbone__stem_padding": -1}, "negative"),
+        ("simclr", {"method_kwargs__temprature": 1}, "method_kwargs.temprature.*temperature"),
+        ("mine", {"method_kwargs__widht": 1}, "method_kwargs.widht.*width"),
+        ("simclr", {"optimizer__name": "lamb"}, "unknown optimizer.name 'lamb'"),
+        ("simclr", {"optimizer__name": "sgd"}, "optimizer.kwargs.clip_lr with optimizer.name=sgd"),
+        ("simclr", {"scheduler__name": "reduce"}, "unknown scheduler.name 'reduce'"),
+        ("simclr", {"scheduler__name": "step"}, "lr_decay_steps"),
+        ("simclr", {"scheduler__interval": "epoch"}, "interval"),
+        (
+            "simclr",
+            {"knn_eval__enabled": True, "knn_eval__distance_func": "dot"},
+            "unknown knn_eval.distance_func 'dot'",
+        ),
+        ("ressl", {"method_kwargs__queue_size": 10}, "queue_size=10 must be a multiple.* 4"),
+        ("ressl", {"method_kwargs__base_tau_momentum": 0.5}, "contradicts momentum.base_tau"),
+    ],
+)
 def test_what_cannot_work_is_named(tools, mine, method, change, message):
     with pytest.raises(ValueError, match=message):
         build_method(tools.make_config(method, **change))
 
 
 def test_solo_learns_own_ressl_recipe_is_understood(tools):
-    build_method(tools.make_config("ressl", method_kwargs__base_tau_momentum=0.9, method_kwargs__momentum_classifier=None))
+    build_method(
+        tools.make_config(
+            "ressl", method_kwargs__base_tau_momentum=0.9, method_kwargs__momentum_classifier=None
+        )
+    )
 
 
-@pytest.mark.parametrize("devices, expected", [([0], 1), ([0, 1], 2), (3, 3), ("2", 2), ("0,3", 2), ("0,", 1), ("auto", 1), (None, 1), (-1, 1)])
+@pytest.mark.parametrize(
+    "devices, expected",
+    [
+        ([0], 1),
+        ([0, 1], 2),
+        (3, 3),
+        ("2", 2),
+        ("0,3", 2),
+        ("0,", 1),
+        ("auto", 1),
+        (None, 1),
+        (-1, 1),
+    ],
+)
 def test_number_of_devices(devices, expected):
     assert _device_count(devices, "cpu") == expected

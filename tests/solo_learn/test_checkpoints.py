@@ -1,4 +1,5 @@
 """Checkpoints that both generations, and the programs of the repository's head, can read."""
+
 import pytest
 import torch
 
@@ -24,8 +25,12 @@ def test_the_backbone_is_called_as_in_the_head(saved):
     """The head's main_linear.py takes what is called backbone: it must be all that a ResNet has, and nothing else may look like it."""
     method, path = saved
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert names(state) >= {"backbone", "momentum_backbone"} and not [key for key in state if "encoder" in key]
-    assert {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")} == set(backbone_of(method).state_dict())
+    assert names(state) >= {"backbone", "momentum_backbone"} and not [
+        key for key in state if "encoder" in key
+    ]
+    assert {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")} == set(
+        backbone_of(method).state_dict()
+    )
 
 
 @pytest.mark.parametrize("style", ["wheel", "head"])
@@ -50,14 +55,27 @@ def test_weights_of_another_network_are_still_refused(tools, saved):
 def test_a_run_continues_under_its_generation_alone(tools, saved):
     def fit():
         trainer = tools.make_trainer(limit_val_batches=0, max_epochs=2)
-        trainer.fit(build_method(tools.make_config("byol")), tools.loader(4, True), ckpt_path=saved[1], weights_only=True)
+        trainer.fit(
+            build_method(tools.make_config("byol")),
+            tools.loader(4, True),
+            ckpt_path=saved[1],
+            weights_only=True,
+        )
         return trainer.global_step
 
     assert fit() == 2
     checkpoint = torch.load(saved[1], weights_only=True)
     other = "head" if GENERATION == "wheel" else "wheel"
     torch.save(checkpoint | {repairs.WRITTEN_BY: other}, saved[1])
-    with pytest.raises(UserError, match=f"written under solo-learn's {other}.*auto_resume.enabled=False"):
+    with pytest.raises(
+        UserError, match=f"written under solo-learn's {other}.*auto_resume.enabled=False"
+    ):
         fit()
     trainer = tools.make_trainer()  # evaluating it is not continuing it
-    trainer.validate(build_method(tools.make_config("byol")), tools.loader(4, False), ckpt_path=saved[1], verbose=False, weights_only=True)
+    trainer.validate(
+        build_method(tools.make_config("byol")),
+        tools.loader(4, False),
+        ckpt_path=saved[1],
+        verbose=False,
+        weights_only=True,
+    )

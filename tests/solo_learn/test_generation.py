@@ -9,7 +9,9 @@ import pytest
 from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, generation, patches
 
 ROOT = Path(__file__).parents[2]
-of_the_wheel = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use")
+of_the_wheel = pytest.mark.skipif(
+    GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use"
+)
 
 
 def test_what_is_in_use_is_recognised():
@@ -24,13 +26,16 @@ def test_a_checkout_tells_its_version(tmp_path):
     assert generation._version(tmp_path / "solo") == "1.0.7"
 
 
-@pytest.mark.parametrize("files, version, expected", [
-    (["utils/backbones.py"], "1.0.2", "wheel"),
-    (["utils/backbones.py"], "unknown", "wheel"),
-    (["utils/backbones.py"], "1.0.1", None),
-    (["backbones/__init__.py", "methods/mae.py"], "1.0.6", "head"),
-    ([], "unknown", None),  # some folder called solo
-])
+@pytest.mark.parametrize(
+    "files, version, expected",
+    [
+        (["utils/backbones.py"], "1.0.2", "wheel"),
+        (["utils/backbones.py"], "unknown", "wheel"),
+        (["utils/backbones.py"], "1.0.1", None),
+        (["backbones/__init__.py", "methods/mae.py"], "1.0.6", "head"),
+        ([], "unknown", None),  # some folder called solo
+    ],
+)
 def test_generation_is_judged_by_layout(tmp_path, files, version, expected):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +50,10 @@ def test_absent_or_unknown_solo_names_the_install_command(monkeypatch, tmp_path)
     spec = importlib.machinery.ModuleSpec("solo", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ImportError, match="does not know solo-learn unknown.*pip install --no-deps solo-learn==1.0.2"):
+    with pytest.raises(
+        ImportError,
+        match="does not know solo-learn unknown.*pip install --no-deps solo-learn==1.0.2",
+    ):
         generation.find_generation()
 
 
@@ -77,7 +85,12 @@ from argparse import ArgumentParser
 assert METHODS["dino"].add_model_specific_args(ArgumentParser()).parse_args(["--optimizer", "sgd", "--norm_last_layer", "no"]).norm_last_layer == 0
 assert not {"distutils", "pl_bolts"} & set(sys.modules), "stand-ins left behind"
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,5 @@
 """The wheel and the repository's head side by side, each in a process of its own."""
+
 import importlib.metadata
 import importlib.util
 import os
@@ -17,29 +18,46 @@ ROOT = HERE.parents[1]
 
 def checkout() -> Path | None:
     """Of solo-learn's head: the one in use, or the one that SOLO_LEARN names."""
-    named = os.environ.get("SOLO_LEARN") if GENERATION == "wheel" else Path(importlib.util.find_spec("solo").origin).parents[1]
+    named = (
+        os.environ.get("SOLO_LEARN")
+        if GENERATION == "wheel"
+        else Path(importlib.util.find_spec("solo").origin).parents[1]
+    )
     return Path(named).resolve() if named else None
 
 
 def has_wheel() -> bool:
     try:
-        return importlib.metadata.version("solo-learn") == "1.0.2" and importlib.util.find_spec("pytorch_lightning") is not None
+        return (
+            importlib.metadata.version("solo-learn") == "1.0.2"
+            and importlib.util.find_spec("pytorch_lightning") is not None
+        )
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
 def run(generation: str, *arguments: object) -> None:
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and not (Path(path) / "solo").is_dir()]
+    others = [
+        path
+        for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path and not (Path(path) / "solo").is_dir()
+    ]
     path = ([str(checkout())] if generation == "head" else []) + [str(ROOT), *others]
-    done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / "one_generation.py"), *map(str, arguments)],
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / "one_generation.py"), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     if not (has_wheel() and checkout()):
-        pytest.skip("needs both generations: the wheel installed, and SOLO_LEARN=<checkout of solo-learn's head>")
+        pytest.skip(
+            "needs both generations: the wheel installed, and SOLO_LEARN=<checkout of solo-learn's head>"
+        )
     folders = {generation: tmp_path_factory.mktemp(generation) for generation in ("wheel", "head")}
     run("wheel", "train", folders["wheel"])
     run("head", "train", folders["head"], folders["wheel"])
@@ -48,12 +66,18 @@ def folders(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("name, tolerance", [("emp", 1e-5), ("simclr-warmup", 1e-5), ("byol-sgd", 1e-5), ("simclr", 1e-9), ("byol", 1e-9)])
+@pytest.mark.parametrize(
+    "name, tolerance",
+    [("emp", 1e-5), ("simclr-warmup", 1e-5), ("byol-sgd", 1e-5), ("simclr", 1e-9), ("byol", 1e-9)],
+)
 def test_losses_agree_over_20_steps(folders, name, tolerance):
     """In float32: EMP, SimCLR during its warm-up, and BYOL by SGD. SimCLR and BYOL by LARS at their full learning rate in float64: the two
     LARS, and the two forms of SimCLR's loss, round differently, and these small networks make of 1e-7 more than 1e-5 within ten steps (BYOL
     by LARS in its warm-up too)."""
-    wheel, head = (torch.load(folders[generation] / f"{name}.results.pt")[0] for generation in ("wheel", "head"))
+    wheel, head = (
+        torch.load(folders[generation] / f"{name}.results.pt")[0]
+        for generation in ("wheel", "head")
+    )
     assert len(wheel) == 20 and max(wheel) - min(wheel) > 0.01  # they move
     assert head == pytest.approx(wheel, rel=tolerance)
 

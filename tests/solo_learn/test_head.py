@@ -1,11 +1,14 @@
 """What is particular to solo-learn's repository head: its constructors, and what it needs to be patched for."""
+
 import pytest
 import torch
 
 from emp_plugin.solo_learn import GENERATION, METHODS, backbone_of, build_method, pl
 
-pytestmark = pytest.mark.skipif(GENERATION != "head",
-                                reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
+pytestmark = pytest.mark.skipif(
+    GENERATION != "head",
+    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+)
 
 
 def test_emp_is_built_as_every_method_there_is(tools):
@@ -14,8 +17,12 @@ def test_emp_is_built_as_every_method_there_is(tools):
     for key in ("knn_eval", "accumulate_grad_batches"):
         del cfg[key]
     method = METHODS[cfg.method](METHODS[cfg.method].add_and_assert_specific_cfg(cfg))
-    assert cfg.knn_eval.enabled is False and method.settings.embedding_dim == 32 and method.lr == 0.4
-    assert torch.isfinite(method.training_step([None, [torch.randn(4, 3, 8, 8)] * 2, torch.arange(4) % 3], 0))
+    assert (
+        cfg.knn_eval.enabled is False and method.settings.embedding_dim == 32 and method.lr == 0.4
+    )
+    assert torch.isfinite(
+        method.training_step([None, [torch.randn(4, 3, 8, 8)] * 2, torch.arange(4) % 3], 0)
+    )
 
 
 def test_a_missing_setting_is_named(tools):

@@ -16,7 +16,9 @@ def reference(train_x, train_y, test_x, test_y, k, temperature, distance, epsilo
         nearest = sorted(range(len(train_x)), key=lambda i: -similarity[i])[:k]
         votes = {}
         for i in nearest:
-            weight = torch.exp(similarity[i] / temperature) if distance == "cosine" else similarity[i]
+            weight = (
+                torch.exp(similarity[i] / temperature) if distance == "cosine" else similarity[i]
+            )
             votes[train_y[i].item()] = votes.get(train_y[i].item(), 0) + weight
         ranked = sorted(votes, key=lambda label: -votes[label])
         hits[0] += ranked[0] == y
@@ -39,7 +41,17 @@ def test_against_reference(distance, k, max_matrix):
 
 def test_unknown_distance():
     with pytest.raises(ValueError, match="manhattan"):
-        knn_accuracy(torch.ones(2, 2), torch.zeros(2).long(), torch.ones(2, 2), torch.zeros(2).long(), 1, 1.0, "manhattan", 0.0, 10)
+        knn_accuracy(
+            torch.ones(2, 2),
+            torch.zeros(2).long(),
+            torch.ones(2, 2),
+            torch.zeros(2).long(),
+            1,
+            1.0,
+            "manhattan",
+            0.0,
+            10,
+        )
 
 
 def test_without_features_there_is_no_accuracy():
@@ -61,12 +73,25 @@ def test_unpatched_class_cannot_be_made(unpatched):
 
 def unpatched_accuracy(unpatched, distance, train_x, train_y, test_x, test_y):
     knn = unpatched.knn.WeightedKNNClassifier.__new__(unpatched.knn.WeightedKNNClassifier)
-    knn.__dict__.update(train_features=[train_x], train_targets=[train_y], test_features=[test_x], test_targets=[test_y], k=3, T=0.07,
-                        max_distance_matrix_size=10**6, distance_fx=distance, epsilon=1e-5, reset=lambda: None)
+    knn.__dict__.update(
+        train_features=[train_x],
+        train_targets=[train_y],
+        test_features=[test_x],
+        test_targets=[test_y],
+        k=3,
+        T=0.07,
+        max_distance_matrix_size=10**6,
+        distance_fx=distance,
+        epsilon=1e-5,
+        reset=lambda: None,
+    )
     return unpatched.knn.WeightedKNNClassifier.compute(knn)
 
 
-@pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head, in use, scales the features itself")
+@pytest.mark.skipif(
+    GENERATION != "wheel",
+    reason="about the wheel; solo-learn's head, in use, scales the features itself",
+)
 def test_unpatched_cosine_overflows(unpatched):
     """Features of length 20 point at their class, but exp(400 / 0.07) is infinite for all: ours is right, solo-learn's by chance."""
     x = torch.tensor([[20.0, 19.0], [19.0, 20.0], [0.0, 20.0], [0.0, 19.0]])

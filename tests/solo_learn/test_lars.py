@@ -1,4 +1,5 @@
 """LARS under Lightning, whose optimiser steps compute the gradients in a closure."""
+
 import pytest
 import torch
 from torch import nn
@@ -7,13 +8,26 @@ from emp_plugin.solo_learn import GENERATION, pl
 from solo.utils import lars as patched
 
 ETA, LR, DECAY, MOMENTUM = 0.02, 0.5, 0.01, 0.9
-of_the_wheel = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel's LARSWrapper; solo-learn's head is in use")
+of_the_wheel = pytest.mark.skipif(
+    GENERATION != "wheel", reason="about the wheel's LARSWrapper; solo-learn's head is in use"
+)
 
 
-def make_lars(module, params, lr=LR, momentum=MOMENTUM, nesterov=True, eta=ETA, clip=False, exclude=True):
+def make_lars(
+    module, params, lr=LR, momentum=MOMENTUM, nesterov=True, eta=ETA, clip=False, exclude=True
+):
     """solo-learn's LARS: a wrapper of SGD on the wheel, an optimiser on the head."""
     if GENERATION == "head":
-        return module.LARS(params, lr=lr, momentum=momentum, weight_decay=DECAY, nesterov=nesterov, eta=eta, clip_lr=clip, exclude_bias_n_norm=exclude)
+        return module.LARS(
+            params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=DECAY,
+            nesterov=nesterov,
+            eta=eta,
+            clip_lr=clip,
+            exclude_bias_n_norm=exclude,
+        )
     sgd = torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=DECAY, nesterov=nesterov)
     return module.LARSWrapper(sgd, eta=eta, clip=clip, exclude_bias_n_norm=exclude)
 
@@ -30,18 +44,28 @@ class Regression(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = make_lars(self.lars, self.parameters(), clip=self.clip)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)), "interval": "step"}]
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda step: 1 / (1 + step)
+                ),
+                "interval": "step",
+            }
+        ]
 
 
 def data():
     """Two batches of three."""
     generator = torch.Generator().manual_seed(1)
-    return torch.utils.data.TensorDataset(torch.randn(6, 4, generator=generator).double(), torch.randn(6, 2, generator=generator).double())
+    return torch.utils.data.TensorDataset(
+        torch.randn(6, 4, generator=generator).double(),
+        torch.randn(6, 2, generator=generator).double(),
+    )
 
 
 def batch(step):
     start = 3 * (step % 2)
-    return data()[start:start + 3]
+    return data()[start : start + 3]
 
 
 def train(tools, lars=patched, clip=False, steps=4, **fit):
@@ -71,7 +95,10 @@ def by_hand(clip, steps=4):
 
 
 def same(a, b):
-    return all(torch.allclose(p, q, rtol=1e-10, atol=0) for p, q in zip(a.net.parameters(), b.net.parameters()))
+    return all(
+        torch.allclose(p, q, rtol=1e-10, atol=0)
+        for p, q in zip(a.net.parameters(), b.net.parameters())
+    )
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -103,9 +130,16 @@ def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, e
     for lars in (patched, unpatched.lars):
         draws = torch.Generator().manual_seed(0)
         shapes = [(30, 20), (20,), (8, 3, 3, 3), (4, 4), (4, 4), (5,), (), (64, 33), (5, 5)]
-        params = [nn.Parameter(10.0 ** (i % 4 - 2) * torch.randn(shape, generator=draws)) for i, shape in enumerate(shapes)]
+        params = [
+            nn.Parameter(10.0 ** (i % 4 - 2) * torch.randn(shape, generator=draws))
+            for i, shape in enumerate(shapes)
+        ]
         params[3].data.zero_()
-        groups = [{"params": params[:3], "weight_decay": 0.02}, {"params": params[3:7], "lr": 0.0}, {"params": params[7:], "lr": 0.3, "weight_decay": 0.0}]
+        groups = [
+            {"params": params[:3], "weight_decay": 0.02},
+            {"params": params[3:7], "lr": 0.0},
+            {"params": params[7:], "lr": 0.3, "weight_decay": 0.0},
+        ]
         optimizer = make_lars(lars, groups, clip=clip, exclude=exclude)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for step in range(4):
@@ -116,9 +150,18 @@ def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, e
                 params[8].grad *= torch.nan if step == 3 else 1
                 optimizer.step()
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, DECAY, 0.0]
-        ended.append([value for p in params for value in (p.detach(), p.grad, optimizer.state[p].get("momentum_buffer")) if value is not None])
+        ended.append(
+            [
+                value
+                for p in params
+                for value in (p.detach(), p.grad, optimizer.state[p].get("momentum_buffer"))
+                if value is not None
+            ]
+        )
         events.append({event.name for event in profile.events()})
-    assert len(ended[0]) == 27 and all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*ended))
+    assert len(ended[0]) == 27 and all(
+        torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*ended)
+    )
     assert ["aten::_local_scalar_dense" in names for names in events] == [False, True]
 
 
@@ -127,11 +170,13 @@ def test_step_returns_the_closures_loss_and_restores_weight_decay():
     optimizer = make_lars(patched, [p])
 
     def closure():
-        loss = (p ** 2).sum()
+        loss = (p**2).sum()
         loss.backward()
         return loss
 
-    assert optimizer.step(closure).item() == 4 and optimizer.param_groups[0]["weight_decay"] == DECAY
+    assert (
+        optimizer.step(closure).item() == 4 and optimizer.param_groups[0]["weight_decay"] == DECAY
+    )
     assert optimizer.step() is None
 
 
@@ -147,8 +192,8 @@ def test_gradient_scaler_takes_it():
     q = nn.Parameter(torch.ones(2, 2))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaled, plain = (make_lars(patched, [x]) for x in (p, q))
-    scaler.scale((p ** 2).sum()).backward()
-    (q ** 2).sum().backward()
+    scaler.scale((p**2).sum()).backward()
+    (q**2).sum().backward()
     scaler.step(scaled)
     scaler.update()
     plain.step()

@@ -1,4 +1,5 @@
 """solo-learn's methods as this project builds and runs them, of whichever generation is installed."""
+
 import copy
 
 import pytest
@@ -7,24 +8,45 @@ from torch import nn
 
 from emp_plugin.solo_learn import METHODS, BaseMethod, backbone_of, build_method, pl
 
-BASELINES = {"simclr": 1, "byol": 2, "vicreg": 0, "swav": 0, "ressl": 2}  # 1: with k-NN, 2: with a momentum classifier
-NOT_HERE = {"base", "linear", "emp", "mae"}  # mae reconstructs images: it needs a transformer, and no views
+BASELINES = {
+    "simclr": 1,
+    "byol": 2,
+    "vicreg": 0,
+    "swav": 0,
+    "ressl": 2,
+}  # 1: with k-NN, 2: with a momentum classifier
+NOT_HERE = {
+    "base",
+    "linear",
+    "emp",
+    "mae",
+}  # mae reconstructs images: it needs a transformer, and no views
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_fit_and_validate(tools, name):
     torch.manual_seed(0)
-    method = build_method(tools.make_config(name, knn_eval__enabled=BASELINES[name] == 1, momentum__classifier=BASELINES[name] == 2))
+    method = build_method(
+        tools.make_config(
+            name, knn_eval__enabled=BASELINES[name] == 1, momentum__classifier=BASELINES[name] == 2
+        )
+    )
     before = copy.deepcopy(backbone_of(method).state_dict())
     trainer = tools.make_trainer()
     trainer.fit(method, tools.loader(8, True), tools.loader(7, False))
     expected = {"val_loss", "val_acc1", "val_acc5"}
     expected |= {"val_knn_acc1", "val_knn_acc5"} if BASELINES[name] == 1 else set()
-    expected |= {f"momentum_{key}" for key in ("val_loss", "val_acc1", "val_acc5")} if BASELINES[name] == 2 else set()
+    expected |= (
+        {f"momentum_{key}" for key in ("val_loss", "val_acc1", "val_acc5")}
+        if BASELINES[name] == 2
+        else set()
+    )
     assert expected == {key for key in trainer.callback_metrics if "val" in key}
     assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
     assert trainer.callback_metrics["val_acc5"] == 100  # of three classes
-    assert not torch.equal(before["layer4.1.conv2.weight"], backbone_of(method).state_dict()["layer4.1.conv2.weight"])
+    assert not torch.equal(
+        before["layer4.1.conv2.weight"], backbone_of(method).state_dict()["layer4.1.conv2.weight"]
+    )
     assert trainer.global_step == 2
 
 
@@ -64,13 +86,18 @@ def test_momentum_moves(tools):
     method = build_method(tools.make_config("byol"))
     momentum_backbone = method.momentum_pairs[0][1]
     before = momentum_backbone.conv1.weight.clone()
-    tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(method, tools.loader(8, True))
+    tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(
+        method, tools.loader(8, True)
+    )
     expected = 0.9 * before + 0.1 * backbone_of(method).conv1.weight
-    assert torch.allclose(momentum_backbone.conv1.weight, expected, atol=1e-7) and not torch.equal(expected, before)
+    assert torch.allclose(momentum_backbone.conv1.weight, expected, atol=1e-7) and not torch.equal(
+        expected, before
+    )
 
 
 def test_dino_resumed_in_an_epoch_knows_which(tools, tmp_path):
     """Its loss has another temperature in every epoch of the warm-up."""
+
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             epochs.append(module.dino_loss_func.epoch)
@@ -79,7 +106,9 @@ def test_dino_resumed_in_an_epoch_knows_which(tools, tmp_path):
 
     def fit(**kwargs):
         method = build_method(tools.make_config("dino", max_epochs=2))
-        tools.make_trainer(limit_val_batches=0, max_epochs=2, callbacks=[Watch()]).fit(method, tools.loader(8, True), **kwargs)
+        tools.make_trainer(limit_val_batches=0, max_epochs=2, callbacks=[Watch()]).fit(
+            method, tools.loader(8, True), **kwargs
+        )
 
     epochs = []
     fit()
@@ -91,9 +120,12 @@ def test_dino_resumed_in_an_epoch_knows_which(tools, tmp_path):
 
 def test_few_classes(unpatched):
     from solo.methods import base, linear
+
     logits, targets = torch.eye(3), torch.tensor([0, 1, 0])
     for module in (base, linear):
-        assert [a.item() for a in module.accuracy_at_k(logits, targets)] == pytest.approx([200 / 3, 100])
+        assert [a.item() for a in module.accuracy_at_k(logits, targets)] == pytest.approx(
+            [200 / 3, 100]
+        )
     for module in (unpatched.base, unpatched.linear):
         with pytest.raises(RuntimeError, match="out of range"):
             module.accuracy_at_k(logits, targets)

@@ -1,4 +1,5 @@
 """Recipes of solo-learn's repository head as input of ours, and ours as input of its main_pretrain.py."""
+
 import importlib
 import importlib.util
 import os
@@ -21,7 +22,11 @@ BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
 @pytest.fixture
 def checkout():
     """Of the head: the one in use, or the one that SOLO_LEARN names."""
-    root = Path(importlib.util.find_spec("solo").origin).parents[1] if GENERATION == "head" else Path(os.environ.get("SOLO_LEARN", "nowhere"))
+    root = (
+        Path(importlib.util.find_spec("solo").origin).parents[1]
+        if GENERATION == "head"
+        else Path(os.environ.get("SOLO_LEARN", "nowhere"))
+    )
     if not (root / "scripts" / "pretrain" / "cifar").is_dir():
         pytest.skip("needs SOLO_LEARN=<checkout of solo-learn's head>")
     return root
@@ -29,7 +34,11 @@ def checkout():
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_heads_recipes_are_ours(checkout, name):
-    cfg = read_config(str(checkout / "scripts" / "pretrain" / "cifar"), name, ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"])
+    cfg = read_config(
+        str(checkout / "scripts" / "pretrain" / "cifar"),
+        name,
+        ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
+    )
     assert cfg.method == name and (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 0)
     assert {recipe.output_size for recipe in recipes(cfg)} == {32}
     assert trainer_arguments(cfg)["devices"] == 1
@@ -39,19 +48,38 @@ def test_the_heads_recipes_are_ours(checkout, name):
 @pytest.mark.parametrize("folder, ours", [("cifar", "cifar"), ("imagenet-100", "imagenet100")])
 @pytest.mark.parametrize("name", BASELINES)
 def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
-    theirs = read_config(str(checkout / "scripts" / "pretrain" / folder), name, ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"])
+    theirs = read_config(
+        str(checkout / "scripts" / "pretrain" / folder),
+        name,
+        ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
+    )
     ours = read_config(str(SCRIPTS), f"{ours}/{name}", [])
-    assert theirs.method_kwargs.items() - ours.method_kwargs.items() <= {("base_tau_momentum", 0.99), ("final_tau_momentum", 1.0), ("momentum_classifier", None)}
-    assert theirs.momentum == ours.momentum and theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs and theirs.max_epochs == ours.max_epochs
+    assert theirs.method_kwargs.items() - ours.method_kwargs.items() <= {
+        ("base_tau_momentum", 0.99),
+        ("final_tau_momentum", 1.0),
+        ("momentum_classifier", None),
+    }
+    assert (
+        theirs.momentum == ours.momentum
+        and theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs
+        and theirs.max_epochs == ours.max_epochs
+    )
     for key in ("name", "lr", "classifier_lr", "weight_decay"):
         assert theirs.optimizer[key] == ours.optimizer[key]
     assert theirs.optimizer.kwargs.items() <= ours.optimizer.kwargs.items()
-    assert theirs.optimizer.batch_size * len(theirs.devices) == ours.optimizer.batch_size * len(ours.devices)
+    assert theirs.optimizer.batch_size * len(theirs.devices) == ours.optimizer.batch_size * len(
+        ours.devices
+    )
     alike = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the head's are in its code
-    assert [replace(recipe, **alike) for recipe in recipes(theirs)] == [replace(recipe, **alike) for recipe in recipes(ours)]
+    assert [replace(recipe, **alike) for recipe in recipes(theirs)] == [
+        replace(recipe, **alike) for recipe in recipes(ours)
+    ]
 
 
-@pytest.mark.skipif(GENERATION != "head", reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
+@pytest.mark.skipif(
+    GENERATION != "head",
+    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+)
 @pytest.mark.parametrize("name", BASELINES)
 def test_our_recipes_are_the_heads(name):
     """All that its main_pretrain.py reads of a recipe, before it makes datasets and a Trainer."""
@@ -62,7 +90,11 @@ def test_our_recipes_are_the_heads(name):
         cfg = compose(config_name=f"cifar/{name}")
     OmegaConf.set_struct(cfg, False)
     cfg = parse_cfg(cfg)
-    made = [pipeline(cfg.data.dataset, entry) for entry in cfg.augmentations for _ in range(entry.num_crops)]
+    made = [
+        pipeline(cfg.data.dataset, entry)
+        for entry in cfg.augmentations
+        for _ in range(entry.num_crops)
+    ]
     assert len(made) == cfg.data.num_large_crops == 2
     assert cfg.strategy == "auto" and cfg.data.val_path and cfg.checkpoint.enabled
     assert isinstance(METHODS[cfg.method](cfg), METHODS[name])

@@ -7,12 +7,19 @@ import torch
 from emp_plugin.solo_learn import GENERATION, build_method, patches, pl
 from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
 
-of_the_wheel = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use")
-of_the_head = pytest.mark.skipif(GENERATION != "head", reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)")
+of_the_wheel = pytest.mark.skipif(
+    GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use"
+)
+of_the_head = pytest.mark.skipif(
+    GENERATION != "head",
+    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+)
 
 
 def sgd(*lrs, **extra):
-    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **extra} for lr in lrs])
+    return torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **extra} for lr in lrs]
+    )
 
 
 def rates(scheduler, steps):
@@ -39,7 +46,18 @@ def test_step_equals_torchs_with_milestones_in_epochs():
 
 
 def test_warmup_cosine_in_closed_form():
-    seen = rates(per_step(sgd(0.3, 0.1), "warmup_cosine", total=10, epoch=8, warmup_epochs=0.5, warmup_start_lr=0.02, min_lr=0.001), 11)
+    seen = rates(
+        per_step(
+            sgd(0.3, 0.1),
+            "warmup_cosine",
+            total=10,
+            epoch=8,
+            warmup_epochs=0.5,
+            warmup_start_lr=0.02,
+            min_lr=0.001,
+        ),
+        11,
+    )
     for step, pair in enumerate(seen):
         for peak, lr in zip((0.3, 0.1), pair):
             line = 0.02 + (peak - 0.02) * step / 4
@@ -72,8 +90,12 @@ def test_scheduler_resumes_from_its_state():
 
 @of_the_wheel
 def test_stand_in_for_pl_bolts():
-    seen = rates(patches.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7)
-    assert [lr for lr, in seen] == pytest.approx([warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)])
+    seen = rates(
+        patches.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7
+    )
+    assert [lr for (lr,) in seen] == pytest.approx(
+        [warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)]
+    )
 
 
 @pytest.fixture
@@ -81,8 +103,10 @@ def patches_but_static(unpatched):
     """configure_optimizers of another copy of solo-learn, with steps in its schedules but without the repair of static rates."""
     from emp_plugin.solo_learn.repairs import schedule_by_step
 
-    bases = SimpleNamespace(base=SimpleNamespace(BaseMethod=type("Copy", (unpatched.base.BaseMethod,), {})), linear=SimpleNamespace(
-        LinearModel=type("Copy", (unpatched.linear.LinearModel,), {})))
+    bases = SimpleNamespace(
+        base=SimpleNamespace(BaseMethod=type("Copy", (unpatched.base.BaseMethod,), {})),
+        linear=SimpleNamespace(LinearModel=type("Copy", (unpatched.linear.LinearModel,), {})),
+    )
     schedule_by_step(bases)
     return bases.base.BaseMethod.configure_optimizers
 
@@ -105,13 +129,20 @@ def rates_of_a_run(tools, monkeypatch, original=None, name="simclr", **overrides
 
 def test_rates_of_a_run_of_one_epoch(tools, monkeypatch):
     seen = rates_of_a_run(tools, monkeypatch, scheduler__warmup_start_lr=0.01)
-    assert [group[0] for group in seen] == pytest.approx([warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)])
+    assert [group[0] for group in seen] == pytest.approx(
+        [warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)]
+    )
 
 
 @of_the_wheel
 def test_unpatched_rates_of_a_run_of_one_epoch(tools, unpatched, monkeypatch):
     """The learning rate is the start of the warm-up in every step."""
-    seen = rates_of_a_run(tools, monkeypatch, unpatched.base.BaseMethod.configure_optimizers, scheduler__warmup_start_lr=0.01)
+    seen = rates_of_a_run(
+        tools,
+        monkeypatch,
+        unpatched.base.BaseMethod.configure_optimizers,
+        scheduler__warmup_start_lr=0.01,
+    )
     assert [group[0] for group in seen] == pytest.approx([0.01] * 4)
 
 
@@ -121,14 +152,18 @@ def test_the_classifier_has_a_rate_of_its_own(tools, unpatched, patched, monkeyp
     original = None if patched else unpatched.base.BaseMethod.configure_optimizers
     seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0)
     peak = 0.1 if patched else 0.4
-    assert [group[1] for group in seen] == pytest.approx([warmup_cosine(step, peak, 0, 4) for step in range(4)])
+    assert [group[1] for group in seen] == pytest.approx(
+        [warmup_cosine(step, peak, 0, 4) for step in range(4)]
+    )
 
 
 @pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
 def test_a_warmup_may_end_within_a_step(tools, unpatched, patched, monkeypatch):
     """1.5 steps of 4: the unpatched head's rate goes to twice its value."""
     original = None if patched else unpatched.base.BaseMethod.configure_optimizers
-    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0.375, scheduler__warmup_start_lr=0.0)
+    seen = rates_of_a_run(
+        tools, monkeypatch, original, scheduler__warmup_epochs=0.375, scheduler__warmup_start_lr=0.0
+    )
     expected = [warmup_cosine(step, 0.4, 1.5, 4) for step in range(4)]
     assert ([group[0] for group in seen] == pytest.approx(expected)) == patched
     assert (max(group[0] for group in seen) > 0.6) != patched
@@ -139,7 +174,9 @@ def test_a_warmup_may_end_within_a_step(tools, unpatched, patched, monkeypatch):
 def test_static_rates_of_a_run(tools, patches_but_static, patched, split, monkeypatch):
     """SimSiam's predictor keeps its rate, also where exclude_bias_n_norm_wd splits its group in two."""
     original = None if patched else patches_but_static
-    seen = rates_of_a_run(tools, monkeypatch, original, name="simsiam", optimizer__exclude_bias_n_norm_wd=split)
+    seen = rates_of_a_run(
+        tools, monkeypatch, original, name="simsiam", optimizer__exclude_bias_n_norm_wd=split
+    )
     static = [column for column in zip(*seen) if max(column) == min(column) == pytest.approx(0.4)]
     assert len(static) == (0 if not patched else 2 if split else 1)
 
@@ -150,10 +187,23 @@ def test_the_heads_schedules_by_epoch_are_its_own(tools, unpatched):
     method.scheduler_interval = "epoch"
     method.trainer = SimpleNamespace()
     made = method.configure_optimizers()[1][0]
-    assert made["interval"] == "epoch" and type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
+    assert (
+        made["interval"] == "epoch"
+        and type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
+    )
 
 
 def test_a_run_needs_a_length(tools):
     with pytest.raises(ValueError, match="max_epochs"):
-        steps_of(SimpleNamespace(estimated_stepping_batches=math.inf, num_training_batches=4, accumulate_grad_batches=1))
-    assert steps_of(SimpleNamespace(estimated_stepping_batches=6, num_training_batches=5, accumulate_grad_batches=2)) == (6, 3)
+        steps_of(
+            SimpleNamespace(
+                estimated_stepping_batches=math.inf,
+                num_training_batches=4,
+                accumulate_grad_batches=1,
+            )
+        )
+    assert steps_of(
+        SimpleNamespace(
+            estimated_stepping_batches=6, num_training_batches=5, accumulate_grad_batches=2
+        )
+    ) == (6, 3)

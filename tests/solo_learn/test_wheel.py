@@ -1,31 +1,57 @@
 """Patches of wheel.py that have no file of their own: what they mend, and what happens without them."""
+
 import pytest
 import torch
 
-from emp_plugin.solo_learn import GENERATION, METHODS, BaseMethod, BaseMomentumMethod, build_method, pl
+from emp_plugin.solo_learn import (
+    GENERATION,
+    METHODS,
+    BaseMethod,
+    BaseMomentumMethod,
+    build_method,
+    pl,
+)
 
-pytestmark = pytest.mark.skipif(GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use")
+pytestmark = pytest.mark.skipif(
+    GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use"
+)
 
 
 def test_unpatched_modules_are_refused_by_lightning(tools, unpatched):
-    for cls in (unpatched.base.BaseMethod, unpatched.base.BaseMomentumMethod, unpatched.linear.LinearModel):
+    for cls in (
+        unpatched.base.BaseMethod,
+        unpatched.base.BaseMomentumMethod,
+        unpatched.linear.LinearModel,
+    ):
         assert "validation_epoch_end" in vars(cls)
     for cls in (BaseMethod, BaseMomentumMethod, METHODS["linear"]):
         assert not hasattr(cls, "validation_epoch_end")
     with pytest.raises(NotImplementedError, match="validation_epoch_end"):
-        tools.make_trainer().fit(tools.make_linear(unpatched.linear, classes=5), tools.loader(4, False), tools.loader(4, False))
+        tools.make_trainer().fit(
+            tools.make_linear(unpatched.linear, classes=5),
+            tools.loader(4, False),
+            tools.loader(4, False),
+        )
 
 
 def test_unpatched_momentum_hook_fails(tools, unpatched, monkeypatch):
     method = build_method(tools.make_config("byol"))
-    monkeypatch.setattr(BaseMomentumMethod, "on_train_batch_end", unpatched.base.BaseMomentumMethod.on_train_batch_end)
+    monkeypatch.setattr(
+        BaseMomentumMethod,
+        "on_train_batch_end",
+        unpatched.base.BaseMomentumMethod.on_train_batch_end,
+    )
     with pytest.raises(TypeError, match="dataloader_idx"):
-        tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(method, tools.loader(8, True))
+        tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(
+            method, tools.loader(8, True)
+        )
 
 
 def test_dino_clips_its_own_way_and_lightnings(tools, unpatched, monkeypatch):
     method = build_method(tools.make_config("dino"))
-    fit = lambda: tools.make_trainer(limit_val_batches=0, limit_train_batches=1, gradient_clip_val=1.0).fit(method, tools.loader(4, True))  # noqa: E731
+    fit = lambda: tools.make_trainer(
+        limit_val_batches=0, limit_train_batches=1, gradient_clip_val=1.0
+    ).fit(method, tools.loader(4, True))  # noqa: E731
     fit()
     conv = method.encoder.conv1.weight
     conv.grad = torch.full_like(conv, 5.0)
@@ -39,7 +65,13 @@ def test_dino_clips_its_own_way_and_lightnings(tools, unpatched, monkeypatch):
 def test_the_constructors_keywords(tools):
     """What the head's schema calls otherwise, and the defaults of the wheel's command line."""
     method = build_method(tools.make_config("byol"))
-    assert method.lars and method.optimizer == "sgd" and method.eta_lars == 0.02 and method.grad_clip_lars and method.exclude_bias_n_norm
+    assert (
+        method.lars
+        and method.optimizer == "sgd"
+        and method.eta_lars == 0.02
+        and method.grad_clip_lars
+        and method.exclude_bias_n_norm
+    )
     cfg = tools.make_config("vicreg", optimizer__name="adamw")
     cfg.optimizer.kwargs = {}
     method = build_method(cfg)
@@ -47,8 +79,10 @@ def test_the_constructors_keywords(tools):
 
 
 def test_what_the_wheel_lacks_is_named(tools):
-    for change, message in [({"backbone__name": "convnext_tiny"}, "1.0.2 has no 'convnext_tiny'.*resnet18"),
-                            ({"optimizer__exclude_bias_n_norm_wd": True}, "exclude_bias_n_norm_wd")]:
+    for change, message in [
+        ({"backbone__name": "convnext_tiny"}, "1.0.2 has no 'convnext_tiny'.*resnet18"),
+        ({"optimizer__exclude_bias_n_norm_wd": True}, "exclude_bias_n_norm_wd"),
+    ]:
         with pytest.raises(ValueError, match=message):
             build_method(tools.make_config("simclr", **change))
 

@@ -39,7 +39,9 @@ def reference_patch(image, params, recipe):
     """One patch by torchvision alone; ``params`` holds the values of this patch."""
     box = (params.top.item(), params.left.item(), params.height.item(), params.width.item())
     size = [recipe.output_size] * 2
-    x = TF.resized_crop(image.float() / 255, *box, size, InterpolationMode(recipe.interpolation), antialias=True)
+    x = TF.resized_crop(
+        image.float() / 255, *box, size, InterpolationMode(recipe.interpolation), antialias=True
+    )
     x = x.clamp(0, 1)
     if params.flip:
         x = TF.hflip(x)
@@ -60,14 +62,26 @@ def reference_patch(image, params, recipe):
     [
         PatchRecipe(12, 16, 16, **ALWAYS),
         PatchRecipe(12, 16, 32, **ALWAYS),
-        PatchRecipe(12, 16, 32, interpolation="bicubic", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), **ALWAYS),
+        PatchRecipe(
+            12,
+            16,
+            32,
+            interpolation="bicubic",
+            mean=(0.49, 0.48, 0.45),
+            std=(0.25, 0.24, 0.26),
+            **ALWAYS,
+        ),
         PatchRecipe(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **ALWAYS),
         PatchRecipe(8, 5, 4, **ALWAYS),
-        PatchRecipe(8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS),
+        PatchRecipe(
+            8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS
+        ),
         PatchRecipe(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
         PatchRecipe(3, 30, 70, **ALWAYS),  # from here on by interpolation, and blurred in pieces
         PatchRecipe(3, 30, 70, interpolation="bicubic", **ALWAYS),
-        PatchRecipe(3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), interpolation="bicubic", **ALWAYS),
+        PatchRecipe(
+            3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), interpolation="bicubic", **ALWAYS
+        ),
     ],
     ids=str,
 )
@@ -81,7 +95,9 @@ def test_whole_pipeline_equals_torchvision(recipe, shape):
         one = batch.PatchParameters(*(field[i, j] for field in params))
         # An output unit is 1 / std of a pixel unit.
         atol = 1e-5 / min(recipe.std)
-        torch.testing.assert_close(patches[i, j], reference_patch(source[j], one, recipe), rtol=0, atol=atol)
+        torch.testing.assert_close(
+            patches[i, j], reference_patch(source[j], one, recipe), rtol=0, atol=atol
+        )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -90,7 +106,13 @@ def test_resized_crops(interpolation, output):
     source = images(5, 36, 30)
     top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
     height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
-    made = batch.resized_crops(source, torch.stack((torch.arange(5), top, left, height, width)), (36, 30), output, interpolation)
+    made = batch.resized_crops(
+        source,
+        torch.stack((torch.arange(5), top, left, height, width)),
+        (36, 30),
+        output,
+        interpolation,
+    )
     for i in range(5):
         wanted = TF.resized_crop(
             source[i].float() / 255, *(int(v[i]) for v in (top, left, height, width)), [output, output],
@@ -105,9 +127,17 @@ def test_jitter_in_every_order(order):
     factors = torch.rand(9, 4, generator=generator(2)) * 1.6 + 0.2
     factors[:, 3] = torch.linspace(-0.5, 0.5, 9)
     order = torch.tensor(order)
-    params = BatchMultiPatch(9, 12, 12).sample(1, 12, 12)._replace(order=order.expand(9, 4), factors=factors)
+    params = (
+        BatchMultiPatch(9, 12, 12)
+        .sample(1, 12, 12)
+        ._replace(order=order.expand(9, 4), factors=factors)
+    )
     wanted = torch.stack([reference_jitter(x[i], order, factors[i]) for i in range(9)])
-    batch.color_jitter(x, [9 * (operation == batch.HUE) for operation in order.tolist()], batch._jitter_table(params))
+    batch.color_jitter(
+        x,
+        [9 * (operation == batch.HUE) for operation in order.tolist()],
+        batch._jitter_table(params),
+    )
     torch.testing.assert_close(x, wanted, **TOLERANCE)
 
 
@@ -120,7 +150,20 @@ def test_hue_on_a_grid_of_colours(turns):
     torch.testing.assert_close(made, TF.adjust_hue(colours[..., None], turns)[..., 0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("size,max_sigma", [(16, 2.0), (32, 2.0), (8, 2.0), (2, 2.0), (1, 2.0), (24, 0.5), (33, 2.0), (64, 1.0), (101, 2.0)])
+@pytest.mark.parametrize(
+    "size,max_sigma",
+    [
+        (16, 2.0),
+        (32, 2.0),
+        (8, 2.0),
+        (2, 2.0),
+        (1, 2.0),
+        (24, 0.5),
+        (33, 2.0),
+        (64, 1.0),
+        (101, 2.0),
+    ],
+)
 def test_blur(size, max_sigma):
     x = torch.rand(7, 3, size, size, generator=generator(3))
     sigma = torch.linspace(0.1, max_sigma, 7)
@@ -133,7 +176,9 @@ def test_blur(size, max_sigma):
 @pytest.mark.parametrize("size", [7, 30, 45, 64, 65, 100])
 def test_resize_of_equal_crops(interpolation, size):
     x = images(4, 36, 70).float() / 255
-    wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True).clamp(0, 1)
+    wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True).clamp(
+        0, 1
+    )
     torch.testing.assert_close(batch.resize(x, size, interpolation), wanted, **TOLERANCE)
 
 

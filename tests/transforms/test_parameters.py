@@ -15,7 +15,9 @@ def generator(seed=0):
 
 
 def random_images(count=8, height=32, width=32):
-    return torch.randint(0, 256, (count, 3, height, width), generator=generator(9), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, height, width), generator=generator(9), dtype=torch.uint8
+    )
 
 
 def uniform_p_value(values, cells):
@@ -30,7 +32,17 @@ def test_crops_are_exactly_those_sampled(shape):
     source[:, 0] = torch.arange(height)[:, None]
     source[:, 1] = torch.arange(width)
     source[:, 2] = torch.arange(5)[:, None, None]
-    recipe = PatchRecipe(60, 16, 16, jitter_prob=0, grey_prob=0, blur_prob=0, solarize_prob=0, mean=(0, 0, 0), std=(1, 1, 1))
+    recipe = PatchRecipe(
+        60,
+        16,
+        16,
+        jitter_prob=0,
+        grey_prob=0,
+        blur_prob=0,
+        solarize_prob=0,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
     transform = BatchMultiPatch.from_recipe(recipe)
     params = transform.sample(5, height, width, generator())
     patches = (transform.make(source, params) * 255).round().long()
@@ -68,17 +80,25 @@ def test_crop_as_large_as_the_image():
     ],
 )
 def test_random_resized_boxes_equal_torchvisions_in_distribution(shape, scale, ratio):
-    params = BatchMultiPatch(4, None, 32, scale=scale, ratio=ratio).sample(1000, *shape, generator())
+    params = BatchMultiPatch(4, None, 32, scale=scale, ratio=ratio).sample(
+        1000, *shape, generator()
+    )
     torch.manual_seed(0)
     image = torch.empty(3, *shape)
-    theirs = torch.tensor([transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(2500)])
+    theirs = torch.tensor(
+        [transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(2500)]
+    )
     for name, column in zip(("top", "left", "height", "width"), theirs.T):
         ours = getattr(params, name).flatten()
-        assert set(column.unique().tolist()) == set(ours.unique().tolist()) or len(ours.unique()) > 5
+        assert (
+            set(column.unique().tolist()) == set(ours.unique().tolist()) or len(ours.unique()) > 5
+        )
         assert scipy.stats.ks_2samp(ours.numpy(), column.numpy()).pvalue > 1e-3, name
     assert (params.top >= 0).all() and (params.top + params.height <= shape[0]).all()
     assert (params.left >= 0).all() and (params.left + params.width <= shape[1]).all()
-    both = [(p.height * p.width).double().flatten() for p in (params,)] + [(theirs[:, 2] * theirs[:, 3]).double()]
+    both = [(p.height * p.width).double().flatten() for p in (params,)] + [
+        (theirs[:, 2] * theirs[:, 3]).double()
+    ]
     assert scipy.stats.ks_2samp(*(b.numpy() for b in both)).pvalue > 1e-3
 
 
@@ -94,7 +114,9 @@ def test_strengths_and_shares_follow_the_recipe():
     recipe = PatchRecipe(50, jitter=(0.4, 0.3, 1.5, 0.2))
     params = BatchMultiPatch.from_recipe(recipe).sample(400, 32, 32, generator())
     ranges = [(0.6, 1.4), (0.7, 1.3), (0.0, 2.5), (-0.2, 0.2)]
-    for values, (low, high) in zip([*params.factors.unbind(-1), params.sigma], [*ranges, (0.1, 2.0)]):
+    for values, (low, high) in zip(
+        [*params.factors.unbind(-1), params.sigma], [*ranges, (0.1, 2.0)]
+    ):
         unit = ((values.double() - low) / (high - low)).flatten().numpy()
         assert scipy.stats.kstest(unit, "uniform").pvalue > 1e-3
     for name, share in dict(flip=0.5, jitter=0.8, grey=0.2, blur=0.1, solarize=0.1).items():
@@ -119,7 +141,8 @@ def test_same_patches_on_every_split(recipe):
     assert not torch.equal(whole, transform(source, generator(6)))
     params = transform.sample(12, 32, 32, generator(5))
     for patches, images in itertools.product(
-        [slice(0, 7), slice(0, 1), slice(1, 4), slice(4, None)], [slice(0, 12), slice(0, 5), slice(5, 6), slice(6, 12)]
+        [slice(0, 7), slice(0, 1), slice(1, 4), slice(4, None)],
+        [slice(0, 12), slice(0, 5), slice(5, 6), slice(6, 12)],
     ):
         part = transform.make(source[images], params.select(patches, images))
         # The last bit may depend on how a matrix product is tiled.
@@ -149,8 +172,12 @@ def test_layout_autocast_and_input():
     assert torch.equal(source, before)
     assert patches.shape == (4, 8, 3, 32, 32) and patches.dtype == torch.float32
     flat = patches.flatten(0, 1)
-    assert flat.data_ptr() == patches.data_ptr() and flat.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(transform(source.contiguous(memory_format=torch.channels_last), generator()), patches)
+    assert flat.data_ptr() == patches.data_ptr() and flat.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert torch.equal(
+        transform(source.contiguous(memory_format=torch.channels_last), generator()), patches
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(transform(source, generator()), patches)
     assert not transform.state_dict()

@@ -11,12 +11,23 @@ from sklearn.datasets import load_digits
 
 from emp_plugin.configuration import recipes
 from emp_plugin.data.image_views import image_transform
-from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe, recipe_from_augmentation
+from emp_plugin.transforms import (
+    BatchMultiPatch,
+    MultiPatchTransform,
+    PatchRecipe,
+    recipe_from_augmentation,
+)
 
 SOLO = recipe_from_augmentation(
     {
         "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
-        "color_jitter": {"prob": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
+        "color_jitter": {
+            "prob": 0.8,
+            "brightness": 0.8,
+            "contrast": 0.8,
+            "saturation": 0.8,
+            "hue": 0.2,
+        },
         "grayscale": {"prob": 0.2},
         "gaussian_blur": {"prob": 0.5},
         "solarization": {"prob": 0.2},
@@ -47,8 +58,12 @@ def both(recipe, images, transform=None):
     torch.manual_seed(0)
     random.seed(0)
     transform = transform or MultiPatchTransform.from_recipe(recipe)
-    theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(0, 1)
-    ours = BatchMultiPatch.from_recipe(recipe)(images, torch.Generator().manual_seed(0)).flatten(0, 1)
+    theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(
+        0, 1
+    )
+    ours = BatchMultiPatch.from_recipe(recipe)(images, torch.Generator().manual_seed(0)).flatten(
+        0, 1
+    )
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
     return theirs * std + mean, ours * std + mean
 
@@ -63,14 +78,31 @@ def statistics(patches):
     yield "slope", (patches[..., half:] - patches[..., :half]).mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("recipe", [PatchRecipe(40, 16, 16), PatchRecipe(40, 16, 32), SOLO], ids=["16", "16-32", "solo"])
+@pytest.mark.parametrize(
+    "recipe", [PatchRecipe(40, 16, 16), PatchRecipe(40, 16, 32), SOLO], ids=["16", "16-32", "solo"]
+)
 def test_same_distribution(recipe, digits):
     check_same_distribution(recipe, *both(recipe, digits))
 
 
-@pytest.mark.parametrize("name, view", [
-    ("cifar/simclr", 0), ("cifar/swav", 0), ("cifar/vicreg", 0), ("cifar/byol", 0), ("cifar/byol", 1), ("cifar/ressl", 0), ("cifar/ressl", 1),
-    ("digits/simclr", 0), ("digits/swav", 0), ("digits/vicreg", 0), ("digits/byol", 0), ("digits/ressl", 0), ("digits/ressl", 1)])
+@pytest.mark.parametrize(
+    "name, view",
+    [
+        ("cifar/simclr", 0),
+        ("cifar/swav", 0),
+        ("cifar/vicreg", 0),
+        ("cifar/byol", 0),
+        ("cifar/byol", 1),
+        ("cifar/ressl", 0),
+        ("cifar/ressl", 1),
+        ("digits/simclr", 0),
+        ("digits/swav", 0),
+        ("digits/vicreg", 0),
+        ("digits/byol", 0),
+        ("digits/ressl", 0),
+        ("digits/ressl", 1),
+    ],
+)
 def test_baselines_views_are_distributed_as_solo_learns_own(config, digits, name, view):
     """The transforms of ``data.views=image`` are solo-learn's, random-resized crops included."""
     recipe = recipes(config(name))[view].with_patches(40)
@@ -83,10 +115,15 @@ def check_same_distribution(recipe, theirs, ours):
     # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL rounds down in every
     # operation, which moves means by up to two levels.
     for (name, a), (_, b) in zip(statistics(theirs), statistics(ours)):
-        a, b = (x.numpy().round(3) for x in (a, b))  # or float noise around 0 would count (colour of grey patches)
+        a, b = (
+            x.numpy().round(3) for x in (a, b)
+        )  # or float noise around 0 would count (colour of grey patches)
         assert scipy.stats.ks_2samp(a, b).statistic < 0.056, name
     for channel in range(3):
-        pair = [np.histogram(x[:, channel].numpy(), bins=8, range=(-0.001, 1.001))[0] / x[:, 0].numel() for x in (theirs, ours)]
+        pair = [
+            np.histogram(x[:, channel].numpy(), bins=8, range=(-0.001, 1.001))[0] / x[:, 0].numel()
+            for x in (theirs, ours)
+        ]
         # Patches are often of one colour, so a share of an eighth has a standard error of 0.7 % in each sample.
         assert np.abs(pair[0] - pair[1]).max() < 0.03
     grey = [(x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4 for x in (theirs, ours)]
@@ -94,12 +131,19 @@ def check_same_distribution(recipe, theirs, ours):
         assert scipy.stats.binomtest(int(share.sum()), len(theirs), recipe.grey_prob).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", ["flip_prob", "jitter_prob", "grey_prob", "blur_prob", "solarize_prob"])
+@pytest.mark.parametrize(
+    "name", ["flip_prob", "jitter_prob", "grey_prob", "blur_prob", "solarize_prob"]
+)
 def test_share_of_each_operation(name):
     """With one operation at 30 % and the others off, 30 % of the patches differ from the image, in both pipelines."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)
     image = torch.from_numpy(image).clamp(30, 250)
-    recipe = PatchRecipe(**(vars(PatchRecipe(600, 16, 16).plain()) | {"jitter": (0.4, 0.4, 0.4, 0.2), "blur_sigma": (0.8, 2.0), name: 0.3}))
+    recipe = PatchRecipe(
+        **(
+            vars(PatchRecipe(600, 16, 16).plain())
+            | {"jitter": (0.4, 0.4, 0.4, 0.2), "blur_sigma": (0.8, 2.0), name: 0.3}
+        )
+    )
     for patches in both(recipe, image):
         assert scipy.stats.binomtest(int(changed(patches, image).sum()), 600, 0.3).pvalue > 1e-3
 
@@ -108,7 +152,10 @@ def changed(patches, image):
     return ((patches - image / 255).abs() > 0.004).flatten(1).any(1)
 
 
-@pytest.mark.parametrize("patch_size,output_size,interpolation", [(16, 16, "bilinear"), (16, 32, "bilinear"), (32, 20, "bicubic")])
+@pytest.mark.parametrize(
+    "patch_size,output_size,interpolation",
+    [(16, 16, "bilinear"), (16, 32, "bilinear"), (32, 20, "bicubic")],
+)
 def test_plain_patches_are_equal_to_rounding(digits, patch_size, output_size, interpolation):
     """Same crops, given the same boxes: the pipelines differ by PIL's rounding to 8 bits, once per axis."""
     images = digits[:, :, :patch_size, :patch_size]
@@ -125,20 +172,31 @@ def test_solarize_alone_is_equal(digits):
 
 def test_blur_is_close_to_pils():
     """PIL stacks three box blurs and repeats the border, so inside the patch both must be near one another."""
-    image = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     for sigma in (0.5, 1.0, 2.0):
-        recipe = PatchRecipe(**(vars(PatchRecipe(1, 32, 32).plain()) | {"blur_prob": 1.0, "blur_sigma": (sigma, sigma)}))
+        recipe = PatchRecipe(
+            **(
+                vars(PatchRecipe(1, 32, 32).plain())
+                | {"blur_prob": 1.0, "blur_sigma": (sigma, sigma)}
+            )
+        )
         theirs, ours = both(recipe, image)
         assert (theirs - ours)[..., 8:-8, 8:-8].abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_image_modes(mode):
-    patches = MultiPatchTransform(3, 16, 20)(Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode))
+    patches = MultiPatchTransform(3, 16, 20)(
+        Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode)
+    )
     assert isinstance(patches, list) and len(patches) == 3
     assert all(patch.shape == (3, 20, 20) and patch.dtype == torch.float32 for patch in patches)
 
 
 def test_image_smaller_than_the_patch():
-    with pytest.raises(ValueError, match="height x width = 10 x 40; use a patch_size of at most 10"):
+    with pytest.raises(
+        ValueError, match="height x width = 10 x 40; use a patch_size of at most 10"
+    ):
         MultiPatchTransform(3, 16, 20)(Image.new("RGB", (40, 10)))

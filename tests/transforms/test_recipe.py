@@ -5,14 +5,25 @@ import dataclasses
 import pytest
 
 from emp_plugin.configuration import recipes
-from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe, recipe_from_augmentation
+from emp_plugin.transforms import (
+    BatchMultiPatch,
+    MultiPatchTransform,
+    PatchRecipe,
+    recipe_from_augmentation,
+)
 
 
 def test_defaults_are_emp_ssls():
     recipe = PatchRecipe()
     assert (recipe.num_patches, recipe.patch_size, recipe.output_size) == (20, 16, 32)
     assert recipe.jitter == (0.4, 0.4, 0.4, 0.2)
-    probabilities = (recipe.flip_prob, recipe.jitter_prob, recipe.grey_prob, recipe.blur_prob, recipe.solarize_prob)
+    probabilities = (
+        recipe.flip_prob,
+        recipe.jitter_prob,
+        recipe.grey_prob,
+        recipe.blur_prob,
+        recipe.solarize_prob,
+    )
     assert probabilities == (0.5, 0.8, 0.2, 0.1, 0.1)
     assert recipe.blur_sigma == (0.1, 2.0) and recipe.mean == recipe.std == (0.5,) * 3
 
@@ -28,9 +39,14 @@ def test_both_pipelines_take_the_same_settings(transform):
 def test_plain_keeps_crops_and_normalisation():
     recipe = PatchRecipe(5, None, 24, scale=(0.3, 0.5), mean=(0.1, 0.2, 0.3))
     plain = recipe.plain()
-    off = dict(flip_prob=0, jitter_prob=0, jitter=(0, 0, 0, 0), grey_prob=0, blur_prob=0, solarize_prob=0)
+    off = dict(
+        flip_prob=0, jitter_prob=0, jitter=(0, 0, 0, 0), grey_prob=0, blur_prob=0, solarize_prob=0
+    )
     assert plain == dataclasses.replace(recipe, **off)
-    assert plain == dataclasses.replace(recipe, jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0)).plain()  # the crops are the same
+    assert (
+        plain
+        == dataclasses.replace(recipe, jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0)).plain()
+    )  # the crops are the same
     assert recipe.with_patches(7) == dataclasses.replace(recipe, num_patches=7)
 
 
@@ -74,7 +90,13 @@ def test_refuses_impossible_settings(settings, message):
 
 SIMCLR = {
     "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 0.9},
-    "color_jitter": {"prob": 0.8, "brightness": 0.8, "contrast": 0.7, "saturation": 0.6, "hue": 0.1},
+    "color_jitter": {
+        "prob": 0.8,
+        "brightness": 0.8,
+        "contrast": 0.7,
+        "saturation": 0.6,
+        "hue": 0.1,
+    },
     "grayscale": {"prob": 0.3},
     "gaussian_blur": {"prob": 0.4},
     "solarization": {"prob": 0.15},
@@ -99,7 +121,11 @@ def test_solo_learn_entry_with_our_extras():
         "std": [0.2, 0.3, 0.4], "gaussian_blur": {"prob": 0.1, "sigma": [0.2, 1.0]},
     }  # fmt: skip
     recipe = recipe_from_augmentation(entry)
-    assert (recipe.patch_size, recipe.interpolation, recipe.blur_sigma) == (16, "bilinear", (0.2, 1.0))
+    assert (recipe.patch_size, recipe.interpolation, recipe.blur_sigma) == (
+        16,
+        "bilinear",
+        (0.2, 1.0),
+    )
     assert (recipe.mean, recipe.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     square = recipe_from_augmentation({"rrc": {"enabled": True, "ratio": [1, 1]}})
     assert square.ratio == (1, 1) and square.scale == (0.08, 1.0)
@@ -108,13 +134,22 @@ def test_solo_learn_entry_with_our_extras():
 def test_enabled_in_a_group_is_accepted():
     """Some of solo-learn's recipes (vicreg) have it beside prob, which is what decides."""
     groups = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "horizontal_flip")
-    entry = SIMCLR | {name: SIMCLR[name] | {"enabled": True} for name in groups} | {"equalization": {"enabled": False, "prob": 0.0}}
+    entry = (
+        SIMCLR
+        | {name: SIMCLR[name] | {"enabled": True} for name in groups}
+        | {"equalization": {"enabled": False, "prob": 0.0}}
+    )
     assert recipe_from_augmentation(entry) == recipe_from_augmentation(SIMCLR)
 
 
 def test_absent_keys_do_nothing():
     recipe = recipe_from_augmentation({"crop_size": 32})
-    assert (recipe.patch_size, recipe.scale, recipe.ratio, recipe.num_patches) == (None, (1, 1), (1, 1), 1)
+    assert (recipe.patch_size, recipe.scale, recipe.ratio, recipe.num_patches) == (
+        None,
+        (1, 1),
+        (1, 1),
+        1,
+    )
     assert recipe == recipe.plain()
 
 
@@ -122,10 +157,16 @@ def test_absent_keys_do_nothing():
     "change,message",
     [
         ({"equalization": {"prob": 0.1}}, "equalization.prob to 0"),
-        ({"crop": 3, "grayscale": {"p": 0.2}}, r"unknown augmentation keys: crop, grayscale\.p; known are"),
+        (
+            {"crop": 3, "grayscale": {"p": 0.2}},
+            r"unknown augmentation keys: crop, grayscale\.p; known are",
+        ),
         ({"grayscale": 0.2}, "grayscale must be a mapping"),
         ({"patch_size": 16}, "patch_size 16 .*rrc.enabled"),
-        ({"grayscale": {"enabled": False, "prob": 0.2}}, "grayscale.enabled is false.* set grayscale.prob to 0"),
+        (
+            {"grayscale": {"enabled": False, "prob": 0.2}},
+            "grayscale.enabled is false.* set grayscale.prob to 0",
+        ),
         ({"num_crops": 0}, "num_patches"),
         ({"solarization": {"prob": 2}}, "solarize_prob"),
     ],
