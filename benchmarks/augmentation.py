@@ -15,16 +15,16 @@ from common import DEVICE, arguments, report, side_by_side
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchRecipe
-from emp_plugin.transforms.batch import blur_radius
+from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchAugmentation
+from emp_plugin.transforms.ops.blur import blur_radius
 
 
 class PILPatches(torch.utils.data.Dataset):
     """The patches of each of the uint8 images (b, 3, H, W), made by the PIL pipeline."""
 
-    def __init__(self, images: torch.Tensor, recipe: PatchRecipe) -> None:
+    def __init__(self, images: torch.Tensor, augmentation: PatchAugmentation) -> None:
         self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-        self.transform = MultiPatchTransform.from_recipe(recipe)
+        self.transform = MultiPatchTransform.from_augmentation(augmentation)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,59 +33,59 @@ class PILPatches(torch.utils.data.Dataset):
         return self.transform(self.images[index])
 
 
-def kornia_pipeline(recipe: PatchRecipe) -> torch.nn.Module:
-    """kornia's operations for a recipe of fixed-size crops: float (k, 3, H, W) in [0, 1] -> (k, 3, s, s)."""
+def kornia_pipeline(augmentation: PatchAugmentation) -> torch.nn.Module:
+    """kornia's operations for a augmentation of fixed-size crops: float (k, 3, H, W) in [0, 1] -> (k, 3, s, s)."""
     import kornia.augmentation as K
 
-    size = recipe.output_size
-    taps = 2 * blur_radius(recipe.blur_sigma[1], size) + 1
+    size = augmentation.output_size
+    taps = 2 * blur_radius(augmentation.blur_sigma[1], size) + 1
     resize = (
         []
-        if recipe.patch_size == size
-        else [K.Resize((size, size), resample=recipe.interpolation, align_corners=False)]
+        if augmentation.patch_size == size
+        else [K.Resize((size, size), resample=augmentation.interpolation, align_corners=False)]
     )
     return K.AugmentationSequential(
-        K.RandomCrop((recipe.patch_size, recipe.patch_size)),
+        K.RandomCrop((augmentation.patch_size, augmentation.patch_size)),
         *resize,
-        K.RandomHorizontalFlip(p=recipe.flip_prob),
-        K.ColorJitter(*recipe.jitter, p=recipe.jitter_prob),
-        K.RandomGrayscale(p=recipe.grey_prob),
-        K.RandomGaussianBlur((taps, taps), recipe.blur_sigma, p=recipe.blur_prob),
-        K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=recipe.solarize_prob),
-        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)),
+        K.RandomHorizontalFlip(p=augmentation.flip_prob),
+        K.ColorJitter(*augmentation.jitter, p=augmentation.jitter_prob),
+        K.RandomGrayscale(p=augmentation.grey_prob),
+        K.RandomGaussianBlur((taps, taps), augmentation.blur_sigma, p=augmentation.blur_prob),
+        K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=augmentation.solarize_prob),
+        K.Normalize(torch.tensor(augmentation.mean), torch.tensor(augmentation.std)),
     )
 
 
 def main() -> None:
     args = arguments(__doc__, trials=5)
     bicubic = dict(interpolation="bicubic")
-    # name: recipe, images, their side, passes over them per trial (a batch each: an even number, for the two workers share batches)
+    # name: augmentation, images, their side, passes over them per trial (a batch each: an even number, for the two workers share batches)
     settings = {
-        "16 -> 16": (PatchRecipe(20, 16, 16), 100, 32, 4),
-        "16 -> 32": (PatchRecipe(20, 16, 32), 100, 32, 4),
-        "112 -> 224": (PatchRecipe(20, 112, 224), 10, 224, 2),
-        "112 -> 224, bicubic": (PatchRecipe(20, 112, 224, **bicubic), 10, 224, 2),
+        "16 -> 16": (PatchAugmentation(20, 16, 16), 100, 32, 4),
+        "16 -> 32": (PatchAugmentation(20, 16, 32), 100, 32, 4),
+        "112 -> 224": (PatchAugmentation(20, 112, 224), 10, 224, 2),
+        "112 -> 224, bicubic": (PatchAugmentation(20, 112, 224, **bicubic), 10, 224, 2),
         "a quarter of the area -> 224, bicubic": (
-            PatchRecipe(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic),
+            PatchAugmentation(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic),
             10,
             224,
             2,
         ),
         "0.08 to 1 of the area -> 224, bicubic": (
-            PatchRecipe(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic),
+            PatchAugmentation(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic),
             10,
             256,
             2,
         ),  # fmt: skip
     }
     cases = {}
-    for name, (recipe, b, side, passes) in settings.items():
+    for name, (augmentation, b, side, passes) in settings.items():
         if args.small:
             b, passes = 2, 1
         images = torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)
-        on_device, transform = images.to(DEVICE), BatchMultiPatch.from_recipe(recipe)
+        on_device, transform = images.to(DEVICE), BatchMultiPatch.from_augmentation(augmentation)
         loader = DataLoader(
-            PILPatches(images.repeat(passes, 1, 1, 1), recipe),
+            PILPatches(images.repeat(passes, 1, 1, 1), augmentation),
             b,
             num_workers=2,
             persistent_workers=True,
@@ -100,26 +100,26 @@ def main() -> None:
                 [patch.to(DEVICE) for patch in patches]
 
         references = {"PIL, 2 workers": pil}
-        if recipe.patch_size:
+        if augmentation.patch_size:
             try:
-                theirs = kornia_pipeline(recipe).to(DEVICE)
+                theirs = kornia_pipeline(augmentation).to(DEVICE)
             except ImportError:
                 print("kornia is not installed (pip install kornia): its case is left out")
             else:
                 references["kornia"] = lambda: [
-                    theirs((on_device.float() / 255).repeat(recipe.num_patches, 1, 1, 1))
+                    theirs((on_device.float() / 255).repeat(augmentation.num_patches, 1, 1, 1))
                     for _ in range(passes)
                 ]
         for other, reference in references.items():
             case = side_by_side(ours, reference, args.trials)
-            patches = recipe.num_patches * b * passes
+            patches = augmentation.num_patches * b * passes
             case["patches_per_second"] = {
                 who: patches / case[who]["median"] for who in ("ours", "reference")
             }
             print(
                 f"{name}, {other}: {case['patches_per_second']['ours']:,.0f} patches/s, theirs {case['patches_per_second']['reference']:,.0f}"
             )
-            cases[f"{other}, {name}, b {b}, n {recipe.num_patches}"] = case
+            cases[f"{other}, {name}, b {b}, n {augmentation.num_patches}"] = case
     report("BatchMultiPatch", cases, args)
 
 

@@ -4,11 +4,11 @@ import torch
 from common import DEVICE, arguments, report, side_by_side
 from step import SCRIPTS
 
-from emp_plugin.configuration import read_config, recipes
+from emp_plugin.config import augmentations, read_config
 from emp_plugin.data import load_dataset
 from emp_plugin.evaluation import extract_features
 from emp_plugin.evaluation.features import FORWARD_PIXELS
-from emp_plugin.runs.probing import fresh_method
+from emp_plugin.training.probing import fresh_method
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     cases = {}
     for name in ("emp", "emp_native"):
         cfg = read_config(SCRIPTS, f"cifar/{name}", ["data.dataset=digits"])
-        [recipe] = recipes(cfg)
+        [augmentation] = augmentations(cfg)
         method = fresh_method(cfg).to(DEVICE).eval()
-        side = recipe.output_size
+        side = augmentation.output_size
         at_once = FORWARD_PIXELS[DEVICE.type] // side**2
         patches = torch.randn(at_once, side, side, 3, device=DEVICE).movedim(-1, 1)
 
@@ -34,7 +34,9 @@ def main() -> None:
         for augmented in (True, False):
             label = "augmented" if augmented else "plain"
             cases[f"{name}, {images} images x {bag} {label} patches"] = side_by_side(
-                lambda: extract_features(method, data, recipe, "bag", bag, augmented, bf16=True),
+                lambda: extract_features(
+                    method, data, augmentation, "bag", bag, augmented, bf16=True
+                ),
                 bare,
                 args.trials,
             )

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emp_plugin.runs.folder import versions, write_text
+from emp_plugin.training.folder import versions, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,11 +8,12 @@ import torch
 from common import arguments, report, side_by_side
 from step import SCRIPTS
 
-from emp_plugin.configuration import read_config, recipes
-from emp_plugin.data import PretrainData, load_dataset
-from emp_plugin.runs.probing import fresh_method
-from emp_plugin.runs.training import build_trainer
+from emp_plugin.config import augmentations, read_config
+from emp_plugin.data import load_dataset
 from emp_plugin.solo_learn import pl
+from emp_plugin.training.data import PretrainData
+from emp_plugin.training.probing import fresh_method
+from emp_plugin.training.run import build_trainer
 from emp_plugin.transforms import BatchMultiPatch
 
 
@@ -54,7 +55,7 @@ def main() -> None:
             "enable_model_summary=False",
         ],
     )
-    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
     watch = TimeOptimizer(args.trials)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))

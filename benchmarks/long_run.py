@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from emp_plugin.runs.folder import versions, write_text
+from emp_plugin.training.folder import versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [

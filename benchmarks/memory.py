@@ -15,7 +15,7 @@ import torch
 from common import DEVICE, arguments, case, report
 from step import SCRIPTS, train
 
-from emp_plugin.configuration import read_config
+from emp_plugin.config import read_config
 
 
 def measure(patches: int, chunk: int, steps: int, batch: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""One training step of the shipped recipes, through Lightning with logging, beside the bare network and beside the published way.
+"""One training step of the shipped augmentations, through Lightning with logging, beside the bare network and beside the published way.
 
 - bare: forward and backward of the same backbone, embedding layer and projector on ready patches, same precision and batch: the
   arithmetic that no program can avoid. Ours adds the loader, the patches, the objective, LARS, the online classifier and the logs.
 - published: the same network, without an optimiser's step, in float32 and NCHW on patches that PIL makes (in the process itself), with a loop over
-  patches in the loss. Always 16 -> 32, the published recipe, so that the row of `emp_native` shows what the cheaper recipe saves. Half of the images at a
+  patches in the loss. Always 16 -> 32, the published augmentation, so that the row of `emp_native` shows what the cheaper augmentation saves. Half of the images at a
   time, one after the other: all of them would need more than 24 GB, and on two devices it is what the published program does. Twice: with the system's
   allocator as it is, and with the settings of `scripts/env.sh`, which we bring along and which help it too. On a CPU workers would take its cores
   from the network; beside a GPU they would not, and this reference, with PIL in the process itself, is slower there than it need be.
@@ -24,16 +24,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, arguments, case, report, seconds as seconds_of
+from common import DEVICE, arguments, case, report
+from common import seconds as seconds_of
 from loss import published as published_loss
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from emp_plugin.configuration import read_config, recipes
-from emp_plugin.data import PretrainData, load_dataset
-from emp_plugin.runs.probing import fresh_method
-from emp_plugin.runs.training import build_loggers, build_trainer
+from emp_plugin.config import augmentations, read_config
+from emp_plugin.data import load_dataset
 from emp_plugin.solo_learn import backbone_of, pl
+from emp_plugin.training.data import PretrainData
+from emp_plugin.training.probing import fresh_method
+from emp_plugin.training.run import build_loggers, build_trainer
 from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "pretrain"
@@ -70,8 +72,8 @@ class InTurn(pl.Callback):
 
 def bare(cfg: DictConfig) -> Callable[[], None]:
     """Forward and backward of the network alone, on ready patches."""
-    [recipe] = recipes(cfg)
-    n, b, side = recipe.num_patches, cfg.optimizer.batch_size, recipe.output_size
+    [augmentation] = augmentations(cfg)
+    n, b, side = augmentation.num_patches, cfg.optimizer.batch_size, augmentation.output_size
     network = fresh_method(cfg).to(DEVICE)
     patches = torch.randn(n, b, side, side, 3, device=DEVICE).movedim(-1, 2)
     upstream = torch.randn(n, b, network.settings.proj_output_dim, device=DEVICE)
@@ -88,8 +90,8 @@ def bare(cfg: DictConfig) -> Callable[[], None]:
 
 def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
     """Patches, forward, loss and backward (no optimiser step, in its favour) as the authors' program makes them."""
-    [recipe] = recipes(cfg)
-    transform = MultiPatchTransform(**vars(recipe))
+    [augmentation] = augmentations(cfg)
+    transform = MultiPatchTransform(**vars(augmentation))
     pictures = [to_pil_image(image) for image in images[: cfg.optimizer.batch_size]]
     network = fresh_method(cfg).to(DEVICE, memory_format=torch.contiguous_format)
 
@@ -99,7 +101,7 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
             patches = [torch.stack(views) for views in zip(*map(transform, part))]
             h = backbone_of(network)(torch.cat(patches).to(DEVICE))
             z = F.normalize(network.projector(network.embedder(h)), dim=-1)
-            published_loss(z.unflatten(0, (recipe.num_patches, -1))).backward()
+            published_loss(z.unflatten(0, (augmentation.num_patches, -1))).backward()
         network.zero_grad()
 
     return step
@@ -111,7 +113,7 @@ def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[st
     images = images.subset(
         torch.arange(cfg.limit_train_batches * cfg.optimizer.batch_size) % len(images)
     )  # however many steps
-    views = [BatchMultiPatch.from_recipe(recipe) for recipe in recipes(cfg)]
+    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
     watch = InTurn(references)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))

@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emp_plugin.configuration import recipes
+from emp_plugin.config import augmentations
 from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
-from emp_plugin.runs.folder import versions
-from emp_plugin.runs.probing import epochs_of, load_method
 from emp_plugin.solo_learn import backbone_of, build_method
+from emp_plugin.training.folder import versions
+from emp_plugin.training.lightning import epochs_begun
+from emp_plugin.training.probing import load_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
 PATHS = {
@@ -32,7 +33,7 @@ class Backbone(nn.Module):
 
     Attributes:
         network: the backbone itself, for normalised images.
-        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch recipe, versions, and the run's configuration without its paths.
+        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch augmentation, versions, and the run's configuration without its paths.
     """
 
     def __init__(self, network: nn.Module, settings: dict[str, Any]):
@@ -60,19 +61,19 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
         UserError: for a checkpoint that cannot be read, or a file that cannot be written.
     """
     method, cfg, contents = load_method(checkpoint)
-    recipe, config = asdict(recipes(cfg)[0]), OmegaConf.to_container(cfg)
+    augmentation, config = asdict(augmentations(cfg)[0]), OmegaConf.to_container(cfg)
     config["resume_from_checkpoint"] = None
     for part, names in PATHS.items():
         config[part] = {key: value for key, value in config[part].items() if key not in names}
     settings = {
         "architecture": cfg.backbone.name,
         "stem_padding": cfg.backbone.stem_padding,
-        "mean": recipe["mean"],
-        "std": recipe["std"],
-        "recipe": recipe,
+        "mean": augmentation["mean"],
+        "std": augmentation["std"],
+        "augmentation": augmentation,
         "method": cfg.method,
         "dataset": cfg.data.dataset,
-        "epochs": epochs_of(contents),
+        "epochs": epochs_begun(contents),
         "steps": contents["global_step"],
         "versions": versions(),
         "config": config,
@@ -101,7 +102,7 @@ def load_backbone(path: str | Path) -> Backbone:
     try:
         with safe_open(Path(path).expanduser(), "pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
     if KEY not in metadata:

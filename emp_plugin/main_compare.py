@@ -7,9 +7,9 @@ all others are overrides of the recipes, of one method's if they begin with its 
 import sys
 
 from emp_plugin.command import user_command
-from emp_plugin.comparison.run import compare
-from emp_plugin.comparison.settings import read_comparison
-from emp_plugin.configuration import command_line
+from emp_plugin.config import command_line
+from emp_plugin.studies.run import compare
+from emp_plugin.studies.settings import read_comparison
 
 
 @user_command

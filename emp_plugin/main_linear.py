@@ -3,8 +3,8 @@
 import sys
 
 from emp_plugin.command import user_command
-from emp_plugin.configuration import Probe, command_line, read_config
-from emp_plugin.runs.probing import probe_checkpoint
+from emp_plugin.config import Probe, command_line, read_config
+from emp_plugin.training.probing import probe_checkpoint
 
 
 @user_command

@@ -3,8 +3,8 @@
 import sys
 
 from emp_plugin.command import user_command
-from emp_plugin.configuration import command_line, read_config
-from emp_plugin.runs.training import pretrain
+from emp_plugin.config import command_line, read_config
+from emp_plugin.training.run import pretrain
 
 
 @user_command

@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-import emp_plugin.configuration  # noqa: F401  EMP, the repairs of solo-learn, and what our YAML files refer to
+import emp_plugin.config  # noqa: F401  EMP, the repairs of solo-learn, and what our YAML files refer to
 from emp_plugin.command import user_command
 from emp_plugin.errors import UserError
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from emp_plugin.command import user_command
-from emp_plugin.comparison.transfer import transfer
-from emp_plugin.configuration import command_line
+from emp_plugin.config import command_line
+from emp_plugin.studies.transfer import transfer
 
 
 @user_command

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from emp_plugin.command import user_command
-from emp_plugin.comparison.tsne import FEATURES, write_tsne
+from emp_plugin.studies.tsne import FEATURES, write_tsne
 
 
 @user_command

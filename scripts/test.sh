@@ -28,10 +28,10 @@ if absent:
     sys.exit(f"The tests need {' and '.join(absent)}: python -m pip install {' '.join(absent)}\n"
              "or leave this environment alone: EMP_ENV=venv bash scripts/test.sh")
 import torch
-from emp_plugin.solo_learn import GENERATION, VERSION, pl
+from emp_plugin.solo_learn import API, VERSION, pl
 
 print(f"Python {sys.version.split()[0]} ({sys.executable})")
 where = importlib.util.find_spec("solo").submodule_search_locations[0]
-print(f"torch {torch.__version__}, {pl.__name__} {pl.__version__}, solo-learn {VERSION} ({GENERATION}, {where})", flush=True)
+print(f"torch {torch.__version__}, {pl.__name__} {pl.__version__}, solo-learn {VERSION} ({API}, {where})", flush=True)
 EOP
 exec python -m pytest "$@"

@@ -1,18 +1,15 @@
 """Shared by all tests: small real images, and the shipped configurations."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from emp_plugin.configuration import read_config
+from emp_plugin.config import read_config
 from emp_plugin.data import load_dataset
+from support import SCRIPTS
 
 torch.set_num_threads(
     1
 )  # tiny tensors: two threads mostly wait for each other (tests/solo_learn beside other work: 208 s with two, 19 s with one)
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture(scope="session")

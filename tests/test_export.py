@@ -1,6 +1,5 @@
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ import emp_plugin
 from emp_plugin import main_export, main_pretrain
 from emp_plugin.data import load_dataset, normalise
 from emp_plugin.export import export_backbone
-from emp_plugin.runs.probing import load_method
 from emp_plugin.solo_learn import backbone_of
-
-ROOT = Path(__file__).resolve().parents[1]
+from emp_plugin.training.probing import load_method
+from support import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +61,16 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
     with torch.no_grad():
         expected = backbone_of(method)(normalise(images, (0.5,) * 3, (0.5,) * 3))
         torch.testing.assert_close(backbone(images), expected, atol=1e-6, rtol=1e-5)
-    assert (
-        not backbone.training
-        and backbone.settings["architecture"] == "resnet18"
-        and backbone.settings["stem_padding"] == 1
-    )
+    assert not backbone.training
+    assert backbone.settings["architecture"] == "resnet18"
+    assert backbone.settings["stem_padding"] == 1
     assert (
         backbone.settings["epochs"],
         backbone.settings["method"],
         backbone.settings["dataset"],
     ) == (2, "emp", "digits")
-    assert backbone.settings["recipe"]["patch_size"] == 8 and json.dumps(
-        backbone.settings["versions"]
-    )
+    assert backbone.settings["augmentation"]["patch_size"] == 8
+    assert json.dumps(backbone.settings["versions"])
     with pytest.raises(ValueError, match="uint8"):
         backbone(images.float())
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
@@ -167,11 +162,9 @@ def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
 def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys):
     assert main_export.main([str(checkpoint), str(tmp_path / "missing" / "out.safetensors")]) == 1
     assert main_export.main([str(tmp_path / "none.ckpt")]) == 1
-    assert (
-        "cannot write" in (errors := capsys.readouterr().err)
-        and "is not a file" in errors
-        and not list(tmp_path.iterdir())
-    )
+    assert "cannot write" in (errors := capsys.readouterr().err)
+    assert "is not a file" in errors
+    assert not list(tmp_path.iterdir())
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     (tmp_path / "broken.safetensors").write_text("no")
     for name in ("foreign", "broken", "none"):

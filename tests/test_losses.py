@@ -39,7 +39,7 @@ def projections(n, b, d, dtype=torch.float64, seed=0):
 GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
 
 
-@pytest.mark.parametrize("n,b,d", GRID)
+@pytest.mark.parametrize(("n", "b", "d"), GRID)
 @pytest.mark.parametrize("eps", [0.05, 0.2, 2.0])
 @pytest.mark.parametrize("weight", [0.0, 200.0])
 def test_value_in_float64(n, b, d, eps, weight):
@@ -50,7 +50,7 @@ def test_value_in_float64(n, b, d, eps, weight):
     )
 
 
-@pytest.mark.parametrize("n,b,d", GRID)
+@pytest.mark.parametrize(("n", "b", "d"), GRID)
 @pytest.mark.parametrize("eps", [0.05, 0.2])
 def test_gradient_by_finite_differences(n, b, d, eps):
     z = projections(n, b, d).requires_grad_()
@@ -68,7 +68,7 @@ def test_gradient_by_finite_differences(n, b, d, eps):
         )
 
 
-@pytest.mark.parametrize("n,b,d", GRID)
+@pytest.mark.parametrize(("n", "b", "d"), GRID)
 def test_float32_is_close_to_float64(n, b, d):
     torch.testing.assert_close(
         emp_ssl_loss(projections(n, b, d, torch.float32)).loss.double(),
@@ -97,7 +97,7 @@ def test_known_errors_of_the_field_would_show():
 
 
 @pytest.mark.parametrize(
-    "name,z",
+    ("name", "z"),
     [
         ("all patches equal", torch.ones(5, 4, 8) / math.sqrt(8)),
         ("one image", projections(5, 1, 8, torch.float32)),
@@ -113,21 +113,24 @@ def test_extreme_inputs_stay_finite(name, z):
     z = z.clone().requires_grad_()
     out = emp_ssl_loss(z)
     out.loss.backward()
-    assert all(torch.isfinite(x) for x in out) and torch.isfinite(z.grad).all()
+    assert all(torch.isfinite(x) for x in out)
+    assert torch.isfinite(z.grad).all()
     assert out.coding_rate.dtype == torch.float32
 
 
 def test_not_a_number_is_not_hidden():
     z = projections(2, 3, 4, torch.float32)
     z[1, 2, 3] = float("nan")
-    assert torch.isnan(total_coding_rate(z)[1]) and torch.isnan(emp_ssl_loss(z).loss)
+    assert torch.isnan(total_coding_rate(z)[1])
+    assert torch.isnan(emp_ssl_loss(z).loss)
 
 
 def test_autocast_does_not_lower_the_precision():
     z = projections(4, 16, 64, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         inside = emp_ssl_loss(z)
-    assert inside.loss == emp_ssl_loss(z).loss and inside.loss.dtype == torch.float32
+    assert inside.loss == emp_ssl_loss(z).loss
+    assert inside.loss.dtype == torch.float32
 
 
 def test_leading_shapes_and_both_gram_forms():

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emp_plugin.errors import UserError
-from emp_plugin.runs.callbacks import StopOnBrokenLoss
-from emp_plugin.runs.probing import fresh_method
+from emp_plugin.training.callbacks import StopOnBrokenLoss
+from emp_plugin.training.probing import fresh_method
 from emp_plugin.transforms import BatchMultiPatch
 
 WAITING = (
@@ -122,15 +122,15 @@ def gpu(monkeypatch):
 def test_the_pretended_gpu_notices(gpu):
     x = Pretended(torch.tensor([1.0, -1.0]))
     with gpu():
-        assert x.sum() == 0 and waits == ["aten::_local_scalar_dense"]
+        assert x.sum() == 0
+        assert waits == ["aten::_local_scalar_dense"]
         waits.clear()
-        assert x[x > 0].device.type == "cuda" and waits == ["aten::index"]
+        assert x[x > 0].device.type == "cuda"
+        assert waits == ["aten::index"]
         waits.clear()
-        assert (
-            torch.zeros(2).to("cuda:0").device.type == "cuda"
-            and x.to("cpu").device.type == "cpu"
-            and waits == ["copy to cuda", "copy to cpu"]
-        )
+        assert torch.zeros(2).to("cuda:0").device.type == "cuda"
+        assert x.to("cpu").device.type == "cpu"
+        assert waits == ["copy to cuda", "copy to cpu"]
         with pytest.raises(AssertionError, match="two devices"):
             x + torch.zeros(2)
 
@@ -156,7 +156,8 @@ def test_patches_are_made_without_waiting(gpu, settings):
     expected = view(images, torch.Generator().manual_seed(0))
     with gpu():
         made = view(Pretended(images.clone()), torch.Generator().manual_seed(0))
-    assert not waits and torch.equal(made.inner, expected)
+    assert not waits
+    assert torch.equal(made.inner, expected)
 
 
 @pytest.mark.parametrize("chunk", ["null", "2"])
@@ -175,13 +176,13 @@ def test_a_step_does_not_wait(gpu, config, chunk):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss = model.training_step(batch, 0)
         loss.backward()
-    assert "aten::mm" in (
-        inside := {event.name for event in profile.events()}
-    ) and not inside & set(WAITING)
+    assert "aten::mm" in (inside := {event.name for event in profile.events()})
+    assert not inside & set(WAITING)
     with gpu():
         made = there.training_step([Pretended(part.clone()) for part in batch], 0)
         made.backward()
-    assert not waits and torch.equal(made.detach().inner, loss.detach())
+    assert not waits
+    assert torch.equal(made.detach().inner, loss.detach())
     assert all(
         torch.equal(p.grad.inner, q.grad) for p, q in zip(there.parameters(), model.parameters())
     )

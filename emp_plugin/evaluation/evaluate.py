@@ -12,7 +12,7 @@ from torch import nn
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.evaluation.features import Features, extract_features, pixel_features
 from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, linear_probe, top_k
-from emp_plugin.transforms import PatchRecipe
+from emp_plugin.transforms import PatchAugmentation
 
 
 def evaluate(
@@ -21,7 +21,7 @@ def evaluate(
     name: str,
     train: ImageData | ImageFiles,
     test: ImageData | ImageFiles,
-    recipe: PatchRecipe,
+    augmentation: PatchAugmentation,
     settings: DictConfig,
     seed: int,
     bf16: bool,
@@ -35,7 +35,7 @@ def evaluate(
         trained, untrained: methods, on the device to use.
         name: of the trained method, for its rows.
         train, test: the probes learn on the first and are scored on the second.
-        recipe: normalisation and patches.
+        augmentation: normalisation and patches.
         settings: the configuration's ``evaluation``; without its ``references`` only the trained method is probed.
         seed: of the patches.
         bf16: run the networks under bfloat16 autocast.
@@ -54,8 +54,8 @@ def evaluate(
         models.append(("untrained", untrained))
         if ("raw pixels", "whole") not in done:
             pixels = (
-                pixel_features(train, recipe, num_workers),
-                pixel_features(test, recipe, num_workers),
+                pixel_features(train, augmentation, num_workers),
+                pixel_features(test, augmentation, num_workers),
             )
             yield from _probe(
                 "raw pixels", "whole", *pixels, len(train.classes), settings, 0.0, device
@@ -71,7 +71,7 @@ def evaluate(
                 extract_features(
                     method,
                     data,
-                    recipe,
+                    augmentation,
                     view,
                     settings.bag_patches,
                     settings.bag_augmented,

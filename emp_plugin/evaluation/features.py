@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from emp_plugin.data import ImageData, ImageFiles, generator, in_order, normalise
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import backbone_of
-from emp_plugin.transforms import BatchMultiPatch, PatchRecipe
+from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation
 
 BAG = 2  # random stream of the evaluation's patches; 0 and 1 are training's
 IMAGES_PER_DRAW = 100  # patches are drawn for this many images at a time, whatever fits the memory, so that they never depend on it
@@ -42,7 +42,7 @@ def feature_function(method: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]
 def extract_features(
     method: nn.Module,
     data: ImageData | ImageFiles,
-    recipe: PatchRecipe,
+    augmentation: PatchAugmentation,
     view: str = "whole",
     num_patches: int = 128,
     augmented: bool = True,
@@ -56,7 +56,7 @@ def extract_features(
     Args:
         method: a solo-learn method (or any module :func:`feature_function` understands).
         data: images.
-        recipe: gives the normalisation and, for bags, the patches.
+        augmentation: gives the normalisation and, for bags, the patches.
         view: ``whole`` (the image as it is) or ``bag`` (mean over ``num_patches`` patches).
         num_patches: patches of a bag.
         augmented: augment a bag's patches as in training, or only crop and resize them.
@@ -73,8 +73,8 @@ def extract_features(
         raise ValueError(f"view must be 'whole' or 'bag', got '{view}'")
     device = next(method.parameters()).device
     function = feature_function(method)
-    patches = BatchMultiPatch.from_recipe(
-        (recipe if augmented else recipe.plain()).with_patches(num_patches)
+    patches = BatchMultiPatch.from_augmentation(
+        (augmentation if augmented else augmentation.plain()).with_patches(num_patches)
     )
     side = data.fetch(torch.tensor([0])).shape[-1]
     step = max(1, FORWARD_PIXELS[device.type] // side**2) if view == "whole" else IMAGES_PER_DRAW
@@ -94,7 +94,9 @@ def extract_features(
                 if view == "whole":
                     out = {
                         name: x.float()
-                        for name, x in function(normalise(images, recipe.mean, recipe.std)).items()
+                        for name, x in function(
+                            normalise(images, augmentation.mean, augmentation.std)
+                        ).items()
                     }
                 else:
                     out = _bag(function, images, patches, generator(seed, BAG, number * step))
@@ -114,10 +116,10 @@ def _bag(
     function: Callable, images: Tensor, patches: BatchMultiPatch, draws: torch.Generator
 ) -> dict[str, Tensor]:
     """Mean features over each image's patches: images uint8 (b, 3, H, W) -> (b, f) by name."""
-    b, n = len(images), patches.recipe.num_patches
+    b, n = len(images), patches.augmentation.num_patches
     parameters = patches.sample(b, *images.shape[-2:], draws)
     total: dict[str, Tensor] = {}
-    at_once = max(1, FORWARD_PIXELS[images.device.type] // patches.recipe.output_size**2 // b)
+    at_once = max(1, FORWARD_PIXELS[images.device.type] // patches.augmentation.output_size**2 // b)
     for first in range(0, n, at_once):
         made = patches.make(images, parameters.select(patches=slice(first, first + at_once)))
         for name, x in function(made.flatten(0, 1)).items():
@@ -127,12 +129,12 @@ def _bag(
 
 
 def pixel_features(
-    data: ImageData | ImageFiles, recipe: PatchRecipe, num_workers: int = 0
+    data: ImageData | ImageFiles, augmentation: PatchAugmentation, num_workers: int = 0
 ) -> Features:
     """The normalised pixels themselves (N, 3 s s): what any features have to beat. Large images are averaged down to 32x32 first."""
     chunks = []
     for images in in_order(data, IMAGES_PER_DRAW, num_workers):
-        x = normalise(images, recipe.mean, recipe.std)
+        x = normalise(images, augmentation.mean, augmentation.std)
         chunks.append(
             (
                 F.adaptive_avg_pool2d(x, PIXEL_FEATURES_SIDE)

@@ -1,7 +1,9 @@
-"""The only room that knows a solo-learn version.
+"""All that depends on the version of solo-learn.
 
-Importing it imports solo-learn, makes the generation found work on today's torch and Lightning, and exports the names that the rest
-of the project uses. Two generations are known: the wheel on the package index (1.0.2) and the repository's head (1.0.6).
+Importing this package imports solo-learn, repairs it for today's torch and Lightning, and exports the
+names that the rest of the project uses. ``API`` is the version whose programming interface is
+installed: 1.0.2 (the package index) or 1.0.6 (the repository). ``VERSION`` is what the installed
+one calls itself.
 """
 
 import importlib
@@ -9,19 +11,19 @@ from types import ModuleType
 
 from torch import nn
 
-from emp_plugin.solo_learn import counting
-from emp_plugin.solo_learn.generation import find_generation
+from emp_plugin.solo_learn import corrections
+from emp_plugin.solo_learn.version import find_api
 
-GENERATION, VERSION = find_generation()
-if GENERATION == "wheel":
+API, VERSION = find_api()
+if API == "1.0.2":
     import pytorch_lightning as pl
 
-    from emp_plugin.solo_learn import wheel as patches
+    from emp_plugin.solo_learn import v1_0_2 as installed
 else:
     import lightning.pytorch as pl
 
-    from emp_plugin.solo_learn import head as patches
-patches.apply_patches(patches.import_solo())
+    from emp_plugin.solo_learn import v1_0_6 as installed
+installed.apply_repairs(installed.import_solo())
 
 
 def _solo(name: str) -> ModuleType:
@@ -31,19 +33,20 @@ def _solo(name: str) -> ModuleType:
 METHODS = _solo("methods").METHODS
 BaseMethod = _solo("methods.base").BaseMethod
 BaseMomentumMethod = _solo("methods.base").BaseMomentumMethod
-counting.apply_patches(METHODS["swav"], BaseMomentumMethod)
+corrections.apply_corrections(METHODS["swav"], BaseMomentumMethod)
 WeightedKNNClassifier = _solo("utils.knn").WeightedKNNClassifier
 
-from emp_plugin.solo_learn.build import build_method, input_size, processes, split_settings  # noqa: E402  they need the names above
+# these need the names above
+from emp_plugin.solo_learn.build import build_method, processes, split_settings  # noqa: E402
 
 
 def backbone_of(method: nn.Module) -> nn.Module:
-    """The backbone of a solo-learn method, whatever its generation calls it."""
-    return method.encoder if GENERATION == "wheel" else method.backbone
+    """The backbone of a solo-learn method, whatever its version calls it."""
+    return method.encoder if API == "1.0.2" else method.backbone
 
 
 __all__ = [
-    "GENERATION",
+    "API",
     "METHODS",
     "VERSION",
     "BaseMethod",
@@ -51,8 +54,7 @@ __all__ = [
     "WeightedKNNClassifier",
     "backbone_of",
     "build_method",
-    "input_size",
-    "patches",
+    "installed",
     "pl",
     "processes",
     "split_settings",

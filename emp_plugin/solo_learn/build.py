@@ -4,21 +4,22 @@ import inspect
 import logging
 import re
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Mapping, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
+from emp_plugin.config import backbone_kwargs
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import GENERATION, METHODS, VERSION, BaseMethod, BaseMomentumMethod
+from emp_plugin.solo_learn import API, METHODS, VERSION, BaseMethod, BaseMomentumMethod
 
 Settings = TypeVar("Settings")
 
 SMALL_IMAGES = ("cifar10", "cifar100", "digits")  # solo-learn's 3x3 stem without max-pooling
-TRANSFORMERS = ("vit", "swin")  # built for one size of images
 SGD_KWARGS = ("momentum", "nesterov", "dampening")
 LARS_KWARGS = {
     "eta": "eta_lars",
@@ -53,7 +54,7 @@ def split_settings(
     Raises:
         UserError: ``method_kwargs`` has a key that is no field; it is named.
     """
-    if GENERATION == "head":
+    if API == "1.0.6":
         cfg = args[0] if args else kwargs["cfg"]
         return (
             settings_cls(**_known(settings_cls, OmegaConf.select(cfg, "method_kwargs"))),
@@ -93,9 +94,7 @@ def build_method(cfg: DictConfig):
     _check(cfg)
     lr_factor = _lr_factor(cfg) if getattr(cls, "lr_scaled_by_batch_size", True) else 1.0
     method = (
-        _build_on_head(cls, cfg, lr_factor)
-        if GENERATION == "head"
-        else _build_on_wheel(cls, cfg, lr_factor)
+        _build_1_0_6(cls, cfg, lr_factor) if API == "1.0.6" else _build_1_0_2(cls, cfg, lr_factor)
     )
     backbones = [
         method.get_submodule(name)
@@ -111,11 +110,11 @@ def build_method(cfg: DictConfig):
     return method
 
 
-def _build_on_head(cls: type, cfg: DictConfig, lr_factor: float):
+def _build_1_0_6(cls: type, cfg: DictConfig, lr_factor: float):
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     if cfg.data.dataset in SMALL_IMAGES:
         cfg.data.dataset = "cifar10"  # the only names that get the head's stem for small images
-    OmegaConf.update(cfg, "backbone.kwargs", _backbone_kwargs(cfg), force_add=True)
+    OmegaConf.update(cfg, "backbone.kwargs", backbone_kwargs(cfg), force_add=True)
     cfg.optimizer.kwargs = _optimizer_kwargs(cfg.optimizer)
     cfg.optimizer.lr *= lr_factor
     cfg.optimizer.classifier_lr = _classifier_lr(cfg.optimizer) * lr_factor
@@ -155,7 +154,7 @@ def _read_settings(cls: type) -> list[str]:
     )
 
 
-def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
+def _build_1_0_2(cls: type, cfg: DictConfig, lr_factor: float):
     arguments = {
         **_backbone_arguments(cfg),
         **_optimizer_arguments(cfg.optimizer, lr_factor),
@@ -186,7 +185,7 @@ def _build_on_wheel(cls: type, cfg: DictConfig, lr_factor: float):
 def _backbone_arguments(cfg: DictConfig) -> dict[str, Any]:
     return {
         "encoder": cfg.backbone.name,
-        "backbone_args": {**_backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES},
+        "backbone_args": {**backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES},
     }
 
 
@@ -276,7 +275,7 @@ def _distance(cfg: DictConfig) -> str:
 
 def _check(cfg: DictConfig) -> None:
     """Raises UserError for names that neither generation, or not the installed one, knows."""
-    known = BaseMethod._SUPPORTED_ENCODERS if GENERATION == "wheel" else BaseMethod._BACKBONES
+    known = BaseMethod._SUPPORTED_ENCODERS if API == "1.0.2" else BaseMethod._BACKBONES
     if cfg.backbone.name not in known:
         raise UserError(
             f"backbone.name: solo-learn {VERSION} has no '{cfg.backbone.name}'; choose one of {', '.join(known)}"
@@ -290,23 +289,6 @@ def _check(cfg: DictConfig) -> None:
     if name == "step" and not OmegaConf.select(scheduler, "lr_decay_steps"):
         raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
     _distance(cfg)
-
-
-def input_size(cfg: DictConfig) -> int | None:
-    """Side in pixels of the only images that a run's backbone takes, if it is a transformer; None for networks that take any."""
-    return (
-        _backbone_kwargs(cfg).get("img_size")
-        if cfg.backbone.name.startswith(TRANSFORMERS)
-        else None
-    )
-
-
-def _backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
-    kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs"))
-    size = OmegaConf.select(cfg, "augmentations[0].crop_size")
-    if cfg.backbone.name.startswith(TRANSFORMERS) and size:
-        kwargs.setdefault("img_size", size)
-    return kwargs
 
 
 def _optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from emp_plugin.errors import UserError
 from emp_plugin.solo_learn.knn import knn_accuracy
 from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of
 
-HEAD_NAMES = {
+NAMES_OF_1_0_6 = {
     "encoder": "backbone",
     "momentum_encoder": "momentum_backbone",
-}  # the wheel's modules: the head's
-WRITTEN_BY = "solo_learn_generation"  # in a checkpoint
+}  # what 1.0.2 calls these modules: what 1.0.6 does
+WRITTEN_BY = "solo_learn_generation"  # the key in a checkpoint
+FORMER_NAMES = {"wheel": "1.0.2", "head": "1.0.6"}  # what older checkpoints have there
 
 
 def schedule_by_step(solo: SimpleNamespace) -> None:
@@ -175,27 +176,29 @@ def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, 
     return {key: value / total for key, value in zip(log, sums)}
 
 
-def exchange_checkpoints(solo: SimpleNamespace, generation: str) -> None:
-    """Checkpoints name the backbone as the head does, whoever writes them, and are read with either name.
+def exchange_checkpoints(solo: SimpleNamespace, api: str) -> None:
+    """Checkpoints call the backbone what 1.0.6 calls it, whoever writes them; either name is read.
 
-    The head's ``main_linear.py`` takes the weights called ``backbone`` and starts, without a word, from random ones if there are none. Only
-    weights are exchanged: the optimisers' states differ, so a run is continued under the generation that began it.
+    The ``main_linear.py`` of 1.0.6 takes the weights called ``backbone``. If there are none it starts
+    from random ones without a word. Only weights are exchanged. The optimisers' states differ, so a
+    run is continued under the version that began it.
     """
-    here = (
-        HEAD_NAMES if generation == "head" else {head: wheel for wheel, head in HEAD_NAMES.items()}
-    )
+    here = NAMES_OF_1_0_6 if api == "1.0.6" else {new: old for old, new in NAMES_OF_1_0_6.items()}
     original = solo.base.BaseMethod.load_state_dict
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = _rename(checkpoint["state_dict"], HEAD_NAMES)
-        checkpoint[WRITTEN_BY] = generation
+        checkpoint["state_dict"] = _rename(checkpoint["state_dict"], NAMES_OF_1_0_6)
+        checkpoint[WRITTEN_BY] = api
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         continued = self._trainer is not None and self._trainer.state.fn == "fit"
-        if continued and checkpoint.get(WRITTEN_BY, generation) != generation:
+        writer = checkpoint.get(WRITTEN_BY, api)
+        writer = FORMER_NAMES.get(writer, writer)
+        if continued and writer != api:
             raise UserError(
-                f"this checkpoint was written under solo-learn's {checkpoint[WRITTEN_BY]}, and this is its {generation}: it can be evaluated here, "
-                "but its training only continues there. Start another run with auto_resume.enabled=False"
+                f"this checkpoint was written under solo-learn {writer}, and this is {api}: it can be "
+                "evaluated here, but its training only continues there. "
+                "Start another run with auto_resume.enabled=False"
             )
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any):

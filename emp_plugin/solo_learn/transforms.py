@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from omegaconf import OmegaConf
 
-from emp_plugin.solo_learn import GENERATION
+from emp_plugin.solo_learn import API
 
 CAN = {
     "patch_size": None,
@@ -15,36 +15,34 @@ CAN = {
 }  # the rest is settings
 
 
-def solo_transform(recipe) -> Callable | None:
-    """PIL image -> list of the recipe's views, float (3, s, s), by solo-learn's transforms; None for a recipe that they cannot make.
+def solo_transform(augmentation) -> Callable | None:
+    """PIL image -> list of the augmentation's views, float (3, s, s), by solo-learn's transforms; None for a augmentation that they cannot make.
 
-    ``recipe`` has the attributes of :class:`emp_plugin.transforms.PatchRecipe`.
+    ``augmentation`` has the attributes of :class:`emp_plugin.transforms.PatchAugmentation`.
     """
-    if any(getattr(recipe, name) != value for name, value in CAN.items()):
+    if any(getattr(augmentation, name) != value for name, value in CAN.items()):
         return None
     module = importlib.import_module(
-        "solo.utils.pretrain_dataloader"
-        if GENERATION == "wheel"
-        else "solo.data.pretrain_dataloader"
+        "solo.utils.pretrain_dataloader" if API == "1.0.2" else "solo.data.pretrain_dataloader"
     )
-    brightness, contrast, saturation, hue = recipe.jitter
-    low, high = recipe.scale
-    if GENERATION == "wheel":
+    brightness, contrast, saturation, hue = augmentation.jitter
+    low, high = augmentation.scale
+    if API == "1.0.2":
         transform = module.CustomTransform(
             brightness,
             contrast,
             saturation,
             hue,
-            recipe.jitter_prob,
-            recipe.grey_prob,
-            recipe.flip_prob,
-            recipe.blur_prob,
-            recipe.solarize_prob,
+            augmentation.jitter_prob,
+            augmentation.grey_prob,
+            augmentation.flip_prob,
+            augmentation.blur_prob,
+            augmentation.solarize_prob,
             low,
             high,
-            recipe.output_size,
-            recipe.mean,
-            recipe.std,
+            augmentation.output_size,
+            augmentation.mean,
+            augmentation.std,
         )
     else:
         transform = module.build_transform_pipeline(
@@ -52,22 +50,22 @@ def solo_transform(recipe) -> Callable | None:
             OmegaConf.create(
                 {
                     "rrc": {"enabled": True, "crop_min_scale": low, "crop_max_scale": high},
-                    "crop_size": recipe.output_size,
+                    "crop_size": augmentation.output_size,
                     "color_jitter": {
-                        "prob": recipe.jitter_prob,
+                        "prob": augmentation.jitter_prob,
                         "brightness": brightness,
                         "contrast": contrast,
                         "saturation": saturation,
                         "hue": hue,
                     },
-                    "grayscale": {"prob": recipe.grey_prob},
-                    "gaussian_blur": {"prob": recipe.blur_prob},
-                    "solarization": {"prob": recipe.solarize_prob},
+                    "grayscale": {"prob": augmentation.grey_prob},
+                    "gaussian_blur": {"prob": augmentation.blur_prob},
+                    "solarization": {"prob": augmentation.solarize_prob},
                     "equalization": {"prob": 0.0},
-                    "horizontal_flip": {"prob": recipe.flip_prob},
-                    "mean": list(recipe.mean),
-                    "std": list(recipe.std),
+                    "horizontal_flip": {"prob": augmentation.flip_prob},
+                    "mean": list(augmentation.mean),
+                    "std": list(augmentation.std),
                 }
             ),
         )
-    return module.NCropAugmentation(transform, recipe.num_patches)
+    return module.NCropAugmentation(transform, augmentation.num_patches)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
-from .recipe import PatchRecipe
+from .augmentation import PatchAugmentation
 
 
 class MultiPatchTransform:
@@ -20,7 +20,7 @@ class MultiPatchTransform:
     (grey, palette, alpha) are converted to RGB.
 
     Args:
-        num_patches, patch_size, output_size, **settings: the fields of `PatchRecipe`.
+        num_patches, patch_size, output_size, **settings: the fields of `PatchAugmentation`.
 
     Raises:
         ValueError: for impossible settings, and, when called, for an image smaller than the patch.
@@ -33,40 +33,49 @@ class MultiPatchTransform:
         output_size: int = 32,
         **settings: Any,
     ) -> None:
-        self.recipe = PatchRecipe(num_patches, patch_size, output_size, **settings)
-        self.transform = _compose(self.recipe)
+        self.augmentation = PatchAugmentation(num_patches, patch_size, output_size, **settings)
+        self.transform = _compose(self.augmentation)
 
     @classmethod
-    def from_recipe(cls, recipe: PatchRecipe) -> "MultiPatchTransform":
-        return cls(**vars(recipe))
+    def from_augmentation(cls, augmentation: PatchAugmentation) -> "MultiPatchTransform":
+        return cls(**vars(augmentation))
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]:
-        self.recipe.check_image(image.height, image.width)
+        self.augmentation.check_image(image.height, image.width)
         image = image.convert("RGB")
-        return [self.transform(image) for _ in range(self.recipe.num_patches)]
+        return [self.transform(image) for _ in range(self.augmentation.num_patches)]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.recipe})"
+        return f"{type(self).__name__}({self.augmentation})"
 
 
-def _compose(recipe: PatchRecipe) -> transforms.Compose:
-    """The operations on one patch, in the recipe's order."""
-    interpolation = transforms.InterpolationMode(recipe.interpolation)
-    size = (recipe.output_size, recipe.output_size)
-    if recipe.patch_size is None:
-        crop = [transforms.RandomResizedCrop(size, recipe.scale, recipe.ratio, interpolation)]
+def _compose(augmentation: PatchAugmentation) -> transforms.Compose:
+    """The operations on one patch, in the augmentation's order."""
+    interpolation = transforms.InterpolationMode(augmentation.interpolation)
+    size = (augmentation.output_size, augmentation.output_size)
+    if augmentation.patch_size is None:
+        crop = [
+            transforms.RandomResizedCrop(
+                size, augmentation.scale, augmentation.ratio, interpolation
+            )
+        ]
     else:
-        crop = [transforms.RandomCrop(recipe.patch_size), transforms.Resize(size, interpolation)]
+        crop = [
+            transforms.RandomCrop(augmentation.patch_size),
+            transforms.Resize(size, interpolation),
+        ]
     return transforms.Compose(
         crop
         + [
-            transforms.RandomHorizontalFlip(recipe.flip_prob),
-            transforms.RandomApply([transforms.ColorJitter(*recipe.jitter)], recipe.jitter_prob),
-            transforms.RandomGrayscale(recipe.grey_prob),
-            transforms.RandomApply([_RandomBlur(*recipe.blur_sigma)], recipe.blur_prob),
-            transforms.RandomApply([ImageOps.solarize], recipe.solarize_prob),
+            transforms.RandomHorizontalFlip(augmentation.flip_prob),
+            transforms.RandomApply(
+                [transforms.ColorJitter(*augmentation.jitter)], augmentation.jitter_prob
+            ),
+            transforms.RandomGrayscale(augmentation.grey_prob),
+            transforms.RandomApply([_RandomBlur(*augmentation.blur_sigma)], augmentation.blur_prob),
+            transforms.RandomApply([ImageOps.solarize], augmentation.solarize_prob),
             transforms.ToTensor(),
-            transforms.Normalize(recipe.mean, recipe.std),
+            transforms.Normalize(augmentation.mean, augmentation.std),
         ]
     )
 

@@ -13,11 +13,9 @@ from emp_plugin.errors import UserError
 @pytest.mark.parametrize("size", [32, 16])
 def test_digits_are_real_and_split_once(size):
     train, test = digits = load_dataset("digits", None, image_size=size)
-    assert (
-        (len(train), len(test)) == (1437, 360)
-        and train.images.shape[1:] == (3, size, size)
-        and train.images.dtype == torch.uint8
-    )
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.shape[1:] == (3, size, size)
+    assert train.images.dtype == torch.uint8
     counts = [torch.bincount(split.targets, minlength=10) / len(split) for split in digits]
     assert (counts[0] - counts[1]).abs().max() < 0.01  # stratified
     small = (
@@ -34,9 +32,8 @@ def test_digits_are_real_and_split_once(size):
     nearest = torch.cdist(
         small.flatten(1), torch.from_numpy(originals.images).float().flatten(1)
     ).min(1)
-    assert (
-        nearest.values.max() < 18 and len(nearest.indices.unique()) > 1780
-    )  # each is one of scikit-learn's, softened
+    assert nearest.values.max() < 18
+    assert len(nearest.indices.unique()) > 1780
     assert torch.equal(
         torch.from_numpy(originals.target)[nearest.indices],
         torch.cat([split.targets for split in digits]),
@@ -51,9 +48,8 @@ def test_holdout_and_fraction_never_touch_the_test_set(digits):
     known = {image.numpy().tobytes() for image in digits[0].images}
     assert all(image.numpy().tobytes() in known for image in held.images)
     part, test = load_dataset("digits", None, fraction=0.1)
-    assert len(part) == pytest.approx(0.1 * len(digits[0]), abs=1) and torch.equal(
-        test.images, digits[1].images
-    )
+    assert len(part) == pytest.approx(0.1 * len(digits[0]), abs=1)
+    assert torch.equal(test.images, digits[1].images)
     with pytest.raises(UserError, match="data.holdout"):
         load_dataset("digits", None, holdout=0.001)
 
@@ -74,7 +70,8 @@ def write_folders(root, classes=10, per_class=2, form="png"):
 def test_folders(tmp_path, form):
     write_folders(tmp_path, form=form)
     train, test = load_dataset("cifar10", str(tmp_path))
-    assert len(train) == len(test) == 20 and train.classes == [f"class{i}" for i in range(10)]
+    assert len(train) == len(test) == 20
+    assert train.classes == [f"class{i}" for i in range(10)]
     with Image.open(tmp_path / "train" / "class3" / f"1.{form}") as image:
         assert np.array_equal(
             train.images[7].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB"))
@@ -98,9 +95,8 @@ def test_torchvision_s_layout(tmp_path, monkeypatch):
         pickle.dumps({"label_names": [str(i) for i in range(10)]})
     )
     train, test = load_dataset("cifar10", str(tmp_path))
-    assert len(train) == 20 and np.array_equal(
-        test.images.numpy().reshape(4, -1), pixels["test_batch"]
-    )
+    assert len(train) == 20
+    assert np.array_equal(test.images.numpy().reshape(4, -1), pixels["test_batch"])
     assert np.array_equal(train.images[5].numpy().ravel(), pixels["data_batch_2"][1])
 
 
@@ -122,7 +118,7 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "damage,message",
+    ("damage", "message"),
     [
         (
             lambda root: (root / "train" / "class0" / "0.png").write_text("not an image"),

@@ -67,7 +67,9 @@ def test_palette_images_become_rgb(tmp_path):
     assert read_image(tmp_path / "a.png", 8)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("name, content", [("a.png", b"text"), ("a.jpg", b""), ("a.png", "cut")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.png", b"text"), ("a.jpg", b""), ("a.png", "cut")]
+)
 def test_a_broken_file_is_named(tmp_path, name, content):
     if content == "cut":
         picture(tmp_path / name, (50, 50))
@@ -85,11 +87,9 @@ def test_folders_are_classes(tmp_path):
             tmp_path / name
         ).write_text("no image")
     files = list_folder(tmp_path, 8)
-    assert (
-        files.classes == ["ant", "cat", "zebra"]
-        and files.targets.tolist() == [0, 1, 1, 2]
-        and len(files) == 4
-    )
+    assert files.classes == ["ant", "cat", "zebra"]
+    assert files.targets.tolist() == [0, 1, 1, 2]
+    assert len(files) == 4
     assert torch.equal(
         files.fetch(torch.tensor([2, 1]))[1], read_image(tmp_path / "cat" / "1.png", 8)
     )
@@ -111,12 +111,10 @@ def test_hidden_files_and_folders_are_none_of_the_images_and_links_are(tmp_path)
     (root / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
     (root / "ant" / "more" / "up").symlink_to(root / "ant", target_is_directory=True)  # a circle
     files = list_folder(root, 8)
-    assert (
-        files.classes == ["ant"]
-        and len(files) == 2
-        and len(image_paths(root / "ant", below=False)) == 1
-        and count_classes("custom", str(root)) == 1
-    )
+    assert files.classes == ["ant"]
+    assert len(files) == 2
+    assert len(image_paths(root / "ant", below=False)) == 1
+    assert count_classes("custom", str(root)) == 1
 
 
 def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
@@ -135,7 +133,9 @@ def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
 def test_a_flat_folder_is_one_class(tmp_path):
     picture(tmp_path / "x" / "1.png"), picture(tmp_path / "2.png")
     files = list_flat(tmp_path, 8, ["all"])
-    assert len(files) == 2 and files.classes == ["all"] and files.targets.tolist() == [0, 0]
+    assert len(files) == 2
+    assert files.classes == ["all"]
+    assert files.targets.tolist() == [0, 0]
 
 
 def test_tiny_imagenet_as_distributed(tmp_path):
@@ -149,8 +149,10 @@ def test_tiny_imagenet_as_distributed(tmp_path):
         "val_0.JPEG\tn02\t0\t32\t44\t62\nval_2.JPEG\tn01\t5\t5\t9\t9\nval_1.JPEG\tn02\t0\t0\t1\t1\n"
     )
     train, test = list_tiny_imagenet(tmp_path, 64)
-    assert isinstance(train, ImageFiles) and train.targets.tolist() == [0, 1]
-    assert test.targets.tolist() == [1, 0, 1] and torch.equal(
+    assert isinstance(train, ImageFiles)
+    assert train.targets.tolist() == [0, 1]
+    assert test.targets.tolist() == [1, 0, 1]
+    assert torch.equal(
         test.fetch(torch.tensor([1]))[0], read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64)
     )
     annotations.write_text("val_0.JPEG\tn99\n")

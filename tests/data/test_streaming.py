@@ -15,9 +15,9 @@ from emp_plugin.data import ImageData, files, in_order, load_dataset
 from emp_plugin.data.files import ImageFiles, read_image
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features, pixel_features
-from emp_plugin.transforms import PatchRecipe
+from emp_plugin.transforms import PatchAugmentation
+from support import SCRIPTS
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = [
     "data.dataset=custom",
     "data.image_size=32",
@@ -76,18 +76,17 @@ def test_images_on_disk_give_the_features_of_images_in_memory(folders):
     memory = ImageData(train.read_all("reading"), train.targets, train.classes)
     for workers in (0, 2):
         assert torch.equal(torch.cat(list(in_order(train, 7, workers))), memory.images)
-    network, recipe = (
+    network, augmentation = (
         torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)),
-        PatchRecipe(2, 16, 32),
+        PatchAugmentation(2, 16, 32),
     )
     network.features = lambda x: {"backbone": network(x)}
     for view in ("whole", "bag"):
         on_disk, in_memory = (
-            extract_features(network, data, recipe, view, 3) for data in (train, memory)
+            extract_features(network, data, augmentation, view, 3) for data in (train, memory)
         )
-        assert torch.equal(
-            on_disk.features["backbone"], in_memory.features["backbone"]
-        ) and torch.equal(on_disk.targets, train.targets)
+        assert torch.equal(on_disk.features["backbone"], in_memory.features["backbone"])
+        assert torch.equal(on_disk.targets, train.targets)
 
 
 def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkeypatch, capsys):
@@ -107,11 +106,9 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
         == 1
     )
     message = capsys.readouterr().err
-    assert (
-        "a data worker died after step" in message
-        and f"reading {folders}/train/bee/005.jpg (" in message
-        and "Traceback" not in message
-    )
+    assert "a data worker died after step" in message
+    assert f"reading {folders}/train/bee/005.jpg (" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -134,7 +131,7 @@ def test_pixels_of_large_images_are_averaged_down(folders):
     train, _ = load_dataset(
         "custom", str(folders / "train"), val_path=str(folders / "val"), image_size=64
     )
-    pixels = pixel_features(train, PatchRecipe(2, 16, 32)).features["pixels"]
+    pixels = pixel_features(train, PatchAugmentation(2, 16, 32)).features["pixels"]
     image = train.fetch(torch.tensor([3]))[0].double() / 255 * 2 - 1
     expected = image.view(3, 32, 2, 32, 2).mean((2, 4)).flatten()
     torch.testing.assert_close(pixels[3].double(), expected, atol=1e-5, rtol=0)
@@ -152,7 +149,8 @@ def test_a_run_on_class_folders_and_its_probe(folders, tmp_path):
     )
     (run,) = tmp_path.glob("emp/*")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 3 and len(summary["evaluation"]) > 4
+    assert summary["steps"] == 3
+    assert len(summary["evaluation"]) > 4
     same = [
         "--config-path",
         str(SCRIPTS / "linear" / "digits"),
@@ -167,10 +165,8 @@ def test_a_run_on_images_without_labels(tmp_path, capsys):
     write(tmp_path / "flat", 17)
     assert pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}") == 0
     (run,) = tmp_path.glob("emp/*")
-    assert (
-        "no labels" in capsys.readouterr().out
-        and json.loads((run / "summary.json").read_text())["evaluation"] == []
-    )
+    assert "no labels" in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["evaluation"] == []
 
 
 @pytest.fixture(scope="module")
@@ -188,18 +184,16 @@ def tiny_imagenet(tmp_path_factory):
 
 def test_tiny_imagenet_is_read_into_memory(tiny_imagenet):
     train, test = load_dataset("tiny-imagenet", str(tiny_imagenet))
-    assert (
-        isinstance(train, ImageData)
-        and train.images.shape == (400, 3, 64, 64)
-        and test.targets.tolist() == [0, 1, 2]
-    )
+    assert isinstance(train, ImageData)
+    assert train.images.shape == (400, 3, 64, 64)
+    assert test.targets.tolist() == [0, 1, 2]
     assert torch.equal(
         train.images[2], read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64)
     )
 
 
 @pytest.mark.parametrize(
-    "method, settings",
+    ("method", "settings"),
     [
         ("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=0"]),
         ("byol", ["method_kwargs.pred_hidden_dim=16"]),
@@ -236,7 +230,8 @@ def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method,
     )
     (run,) = tmp_path.glob(f"{method}/*")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2 and [row["view"] for row in summary["evaluation"]] == [
+    assert summary["steps"] == 2
+    assert [row["view"] for row in summary["evaluation"]] == [
         "whole",
         "bag of 2 plain",
     ]
@@ -257,15 +252,13 @@ def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):
         for name in [*listed, "n99999999"]:
             write(tmp_path / split / name, 1, size=(20, 30))
     train, test = load_dataset("imagenet100", str(tmp_path), image_size=16)
-    assert (
-        train.classes == sorted(listed)
-        and len(train) == len(test) == 100
-        and train.fetch(torch.tensor([5])).shape == (1, 3, 16, 16)
-    )
+    assert train.classes == sorted(listed)
+    assert len(train) == len(test) == 100
+    assert train.fetch(torch.tensor([5])).shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    "dataset, paths, message",
+    ("dataset", "paths", "message"),
     [
         ("tiny-imagenet", {"train_path": "nothing"}, "tiny-imagenet-200.zip"),
         (

@@ -5,12 +5,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from emp_plugin.configuration import Evaluation
+from emp_plugin.config import Evaluation
 from emp_plugin.data import normalise
 from emp_plugin.evaluation import evaluate, knn_probe, labelled_part, linear_probe
-from emp_plugin.transforms import PatchRecipe
+from emp_plugin.transforms import PatchAugmentation
 
-RECIPE = PatchRecipe(num_patches=2, patch_size=16, output_size=16)
+RECIPE = PatchAugmentation(num_patches=2, patch_size=16, output_size=16)
 
 
 class Rows(nn.Module):
@@ -76,4 +76,5 @@ def test_probes_on_parts_of_the_labels(digits, settings):
         ):
             (row,) = [row for row in rows if (row["probe"], row["labels"]) == (probe, fraction)]
             assert (row["top1"], row["top5"]) == (round(expected.top1, 2), round(expected.top5, 2))
-    assert len(rows) == 6 and rows[2]["top1"] != rows[5]["top1"]
+    assert len(rows) == 6
+    assert rows[2]["top1"] != rows[5]["top1"]

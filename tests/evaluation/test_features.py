@@ -8,9 +8,9 @@ from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features, pixel_features
 from emp_plugin.evaluation.features import FORWARD_PIXELS
-from emp_plugin.transforms import PatchRecipe
+from emp_plugin.transforms import PatchAugmentation
 
-RECIPE = PatchRecipe(num_patches=4, patch_size=16, output_size=16)
+RECIPE = PatchAugmentation(num_patches=4, patch_size=16, output_size=16)
 
 
 class Mean(nn.Module):
@@ -34,11 +34,9 @@ def test_whole_images_in_order_with_the_incomplete_batch(digits):
     torch.testing.assert_close(
         out.features["backbone"], normalise(test.images, RECIPE.mean, RECIPE.std).mean((2, 3))
     )
-    assert (
-        torch.equal(out.targets, test.targets)
-        and out.features["embedding"].shape == (360, 5)
-        and method.training
-    )
+    assert torch.equal(out.targets, test.targets)
+    assert out.features["embedding"].shape == (360, 5)
+    assert method.training
 
 
 def test_a_bag_is_the_mean_over_all_positions(digits):

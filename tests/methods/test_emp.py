@@ -8,8 +8,8 @@ import emp_plugin
 from emp_plugin.errors import UserError
 from emp_plugin.losses import emp_ssl_loss
 from emp_plugin.methods import EMP, EMPSettings
-from emp_plugin.runs.probing import fresh_method
 from emp_plugin.solo_learn import METHODS, backbone_of
+from emp_plugin.training.probing import fresh_method
 
 
 @pytest.fixture
@@ -35,19 +35,22 @@ def widths(module):
 def test_importing_registers_the_method_and_twice_is_harmless():
     import importlib
 
-    assert METHODS["emp"] is EMP and emp_plugin.EMP is EMP
+    assert METHODS["emp"] is EMP
+    assert emp_plugin.EMP is EMP
     before = dict(METHODS)
     importlib.reload(emp_plugin)
-    assert METHODS == before
+    assert before == METHODS
 
 
 def test_presets_are_the_paper_s_two_columns(method):
     code, paper = method(), method("method_kwargs.preset=paper")
-    assert widths(code.embedder) == [(512, 4096)] and widths(code.projector) == [
+    assert widths(code.embedder) == [(512, 4096)]
+    assert widths(code.projector) == [
         (4096, 4096),
         (4096, 1024),
     ]
-    assert widths(paper.embedder) == [] and widths(paper.projector) == [(512, 4096), (4096, 512)]
+    assert widths(paper.embedder) == []
+    assert widths(paper.projector) == [(512, 4096), (4096, 512)]
     x = torch.randn(2, 3, 32, 32)
     assert {name: f.shape[1] for name, f in code.features(x).items()} == {
         "backbone": 512,
@@ -116,7 +119,8 @@ def test_everything_is_optimised_once(method):
     model = method()
     groups = model.learnable_params
     ids = [id(p) for group in groups for p in group["params"]]
-    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in model.parameters()}
 
 
 def test_learning_rate_is_not_rescaled(method):
@@ -131,7 +135,7 @@ def test_channels_last_and_stem(method):
 
 
 @pytest.mark.parametrize(
-    "override,message",
+    ("override", "message"),
     [
         ("method_kwargs.preset=best", "preset must be one of code, paper"),
         ("method_kwargs.eps=0", "eps must be positive"),
@@ -150,7 +154,8 @@ def test_impossible_settings_are_named(config, override, message):
 
 def test_settings_keep_what_is_set():
     assert EMPSettings(preset="paper", proj_output_dim=64).proj_output_dim == 64
-    assert EMPSettings().embedding_dim == 4096 and EMPSettings(preset="paper").embedding_dim == 0
+    assert EMPSettings().embedding_dim == 4096
+    assert EMPSettings(preset="paper").embedding_dim == 0
 
 
 def grouped_reference(model, patches, chunk):
@@ -165,7 +170,7 @@ def grouped_reference(model, patches, chunk):
 
 
 @pytest.mark.parametrize(
-    "dtype,tolerance,synchronised",
+    ("dtype", "tolerance", "synchronised"),
     [(torch.float64, 1e-10, False), (torch.float32, 1e-5, False), (torch.float64, 1e-10, True)],
 )
 def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchronised):
@@ -200,7 +205,7 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchr
         assert "num_batches" not in name or value == 3  # three chunks, each counted once
 
 
-@pytest.mark.parametrize("bf16,tolerance", [(False, 1e-5), (True, 2e-2)])
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 2e-2)])
 def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
     """With dropout: the second pass over a chunk drops what the first one dropped, and the generator has moved once; also under autocast."""
     model = method(
@@ -269,9 +274,8 @@ def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
     scaler.scale(model.training_step([torch.arange(8), batches[0], targets], 0)).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert (
-        all(torch.equal(a, b) for a, b in zip(weights, before)) and scaler.get_scale() == 2.0**126
-    )
+    assert all(torch.equal(a, b) for a, b in zip(weights, before))
+    assert scaler.get_scale() == 2.0**126
 
 
 class Watched(torch.autograd.Function):

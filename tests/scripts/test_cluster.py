@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
+
 BATCH = ROOT / "scripts" / "cluster" / "emp_cifar.sbatch"
 
 
@@ -43,7 +43,8 @@ def test_what_is_run(tmp_path):
         SLURM_SUBMIT_DIR=str(tmp_path),
     )
     folder, *command = answer.stdout.splitlines()
-    assert folder == str(tmp_path) and answer.returncode == 0
+    assert folder == str(tmp_path)
+    assert answer.returncode == 0
     assert command == [
         "bash",
         "scripts/pretrain/cifar/emp.sh",
@@ -60,16 +61,17 @@ def test_processes_and_settings_agree(config):
     """As many tasks as devices (Lightning refuses anything else), the batch of the recipe, and the signal that Lightning waits for."""
     asked = directives()
     cfg = config("cifar/emp", "devices=2", "num_nodes=1", "optimizer.batch_size=50")
-    assert (
-        int(asked["ntasks-per-node"]) == int(asked["gpus-per-node"]) == cfg.devices
-        and int(asked["nodes"]) == cfg.num_nodes
-    )
+    assert int(asked["ntasks-per-node"]) == int(asked["gpus-per-node"]) == cfg.devices
+    assert int(asked["nodes"]) == cfg.num_nodes
     assert cfg.optimizer.batch_size * cfg.devices == config("cifar/emp").optimizer.batch_size
-    assert asked["signal"].startswith("SIGUSR1@") and "requeue" in asked and cfg.auto_resume.enabled
+    assert asked["signal"].startswith("SIGUSR1@")
+    assert "requeue" in asked
+    assert cfg.auto_resume.enabled
 
 
 def test_failure_is_passed_on_and_it_is_no_script(tmp_path):
     assert run(tmp_path / "a", "exit 3", SLURM_SUBMIT_DIR=str(tmp_path / "a")).returncode == 3
     environment = {key: "" for key in ("SLURM_SUBMIT_DIR",)}
     answer = run(tmp_path / "b", "exit 0", **environment)
-    assert answer.returncode != 0 and "sbatch scripts/cluster/emp_cifar.sbatch" in answer.stderr
+    assert answer.returncode != 0
+    assert "sbatch scripts/cluster/emp_cifar.sbatch" in answer.stderr

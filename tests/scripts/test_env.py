@@ -4,12 +4,26 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-TOOLS = "bash cat chmod cmp cp date dirname grep mkdir mv rm rmdir sleep".split()
+from support import SCRIPTS
+
+TOOLS = [
+    "bash",
+    "cat",
+    "chmod",
+    "cmp",
+    "cp",
+    "date",
+    "dirname",
+    "grep",
+    "mkdir",
+    "mv",
+    "rm",
+    "rmdir",
+    "sleep",
+]
 TELL = 'source "$1/scripts/env.sh"; echo "python=$(command -v python)"; echo "path=$PYTHONPATH"'
 
 # A Python that imports everything: `-c` is answered by COMPLAINT. Anything else is an error.
@@ -121,7 +135,8 @@ def test_a_python_that_has_everything_stays(house):
     # looked at from outside the repository, and once for nested scripts
     assert house.history() == ["check in /"]
     again = house.run("-c", f"{TELL}; {TELL}", "bash", str(house.root))
-    assert again.returncode == 0 and house.history() == ["check in /"]
+    assert again.returncode == 0
+    assert house.history() == ["check in /"]
 
 
 def test_a_python_that_lacks_something_gives_way_to_a_venv(house):
@@ -129,7 +144,8 @@ def test_a_python_that_lacks_something_gives_way_to_a_venv(house):
     done = house.source(COMPLAINT="it lacks torch")
     assert done.returncode == 0, done.err
     assert done.out.splitlines() == [f"python={house.venv}/bin/python", f"path={house.root}"]
-    assert "it lacks torch" in done.err and "ready" in done.err
+    assert "it lacks torch" in done.err
+    assert "ready" in done.err
     assert house.history() == ["check in /", *MADE]
     assert house.lock.read_text() == (house.venv / "requirements.lock").read_text()
     # made once
@@ -144,7 +160,8 @@ def test_the_venv_can_be_forced(house):
     assert done.out.splitlines() == [f"python={house.venv}/bin/python", f"path={house.root}"]
     assert house.history() == MADE
     done = house.source(EMP_ENV="conda")
-    assert done.returncode != 0 and "EMP_ENV" in done.err
+    assert done.returncode != 0
+    assert "EMP_ENV" in done.err
 
 
 def test_the_real_check_of_the_python_in_use(house):
@@ -152,7 +169,8 @@ def test_the_real_check_of_the_python_in_use(house):
     house.put("python", f'#!/usr/bin/env bash\nexec "{sys.executable}" -S "$@"\n')
     done = house.source()
     assert done.returncode == 0, done.err
-    assert "it lacks torch, " in done.err and ", solo" in done.err
+    assert "it lacks torch, " in done.err
+    assert ", solo" in done.err
 
     modules = house.root / "modules"
     needed = "torch torchvision lightning torchmetrics timm hydra omegaconf numpy scipy sklearn pandas matplotlib PIL"
@@ -183,8 +201,10 @@ def test_a_half_made_venv_is_made_again(house):
     (house.venv / "left").touch()
     house.history()
     done = house.source()
-    assert done.returncode == 0 and "half-made" in done.err
-    assert house.history() == MADE and not (house.venv / "left").exists()
+    assert done.returncode == 0
+    assert "half-made" in done.err
+    assert house.history() == MADE
+    assert not (house.venv / "left").exists()
 
 
 @pytest.mark.parametrize("damage", ["no python", "empty"])
@@ -204,7 +224,8 @@ def test_a_venv_of_somebody_else_is_moved_not_deleted(house):
     house.venv.mkdir()
     (house.venv / "theirs").touch()
     done = house.source()
-    assert done.returncode == 0 and "moved to .venv." in done.err
+    assert done.returncode == 0
+    assert "moved to .venv." in done.err
     assert [path.name for path in house.root.glob(".venv.2*/*")] == ["theirs"]
 
 
@@ -213,7 +234,8 @@ def test_a_changed_lock_makes_it_again(house):
     house.lock.write_text("uv==1\ntorch==2\n")
     house.history()
     done = house.source()
-    assert done.returncode == 0 and "out of date" in done.err
+    assert done.returncode == 0
+    assert "out of date" in done.err
     assert house.history() == MADE
     assert "torch==2" in (house.venv / "requirements.lock").read_text()
 
@@ -229,11 +251,16 @@ def test_two_set_ups_at_once_make_one(house):
 
 def test_an_unsuitable_python_is_named(house):
     done = house.source(VERSION="3.9")
-    assert done.returncode != 0 and done.out == ""
-    assert "3.11, 3.12 or 3.13" in done.err and "python3: 3.9" in done.err and "PYTHON=" in done.err
+    assert done.returncode != 0
+    assert done.out == ""
+    assert "3.11, 3.12 or 3.13" in done.err
+    assert "python3: 3.9" in done.err
+    assert "PYTHON=" in done.err
     done = house.source(PYTHON="/no where/python")
-    assert done.returncode != 0 and "/no where/python: does not run" in done.err
-    assert house.history() == [] and not house.venv.exists()
+    assert done.returncode != 0
+    assert "/no where/python: does not run" in done.err
+    assert house.history() == []
+    assert not house.venv.exists()
 
 
 def test_an_activated_venv_is_not_its_own_base(house):
@@ -243,21 +270,26 @@ def test_an_activated_venv_is_not_its_own_base(house):
     done = house.source(
         PATH=f"{house.venv}/bin:{house.stubs}", PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull
     )
-    assert done.returncode != 0 and "out of date" in done.err and "could not install uv" in done.err
+    assert done.returncode != 0
+    assert "out of date" in done.err
+    assert "could not install uv" in done.err
     assert f"making .venv with {house.venv}" not in done.err
 
 
 def test_no_network(house):
     done = house.source(PIP_FAILS="1")
-    assert done.returncode != 0 and "package index" in done.err
+    assert done.returncode != 0
+    assert "package index" in done.err
     done = house.source(UV_FAILS="2", INDEX="file:///index")
-    assert done.returncode == 0 and "trying pip" in done.err  # pip, here, succeeds
+    assert done.returncode == 0
+    assert "trying pip" in done.err
     assert "uv index=file:///index home=" in house.history()
 
 
 def test_packages_that_do_not_import_are_no_environment(house):
     done = house.source(IMPORT_FAILS="1")
-    assert done.returncode != 0 and "do not import" in done.err
+    assert done.returncode != 0
+    assert "do not import" in done.err
     assert "half-made" in house.source().err
 
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from emp_plugin.solo_learn import GENERATION, METHODS, patches, pl
+from emp_plugin.solo_learn import API, METHODS, installed, pl
 
 OWN = {
     "emp": {"embedding_dim": 32, "proj_hidden_dim": 32, "proj_output_dim": 16},
@@ -84,7 +84,7 @@ def make_linear(solo_linear=None, classes: int = 3, **overrides):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
     backbone.num_features = 6
     cls = METHODS["linear"] if solo_linear is None else solo_linear.LinearModel
-    if GENERATION == "head":
+    if API == "1.0.6":
         optimizer = {
             "optimizer__name": "sgd",
             "optimizer__kwargs": {"momentum": 0.9},
@@ -173,7 +173,7 @@ def unpatched():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm notes that the backbones are registered again
-            return patches.import_solo()
+            return installed.import_solo()
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "solo"]:
             del sys.modules[name]

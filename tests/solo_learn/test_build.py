@@ -52,23 +52,21 @@ def test_configuration_reaches_the_constructor(tools):
             optimizer__kwargs__nesterov=True,
         )
     )
-    assert method.lr == pytest.approx(
-        0.4 * 64 * 4 / 256 * 3
-    ) and method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
-    assert (
-        dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items()
-        and method.weight_decay == 1e-4
-        and method.batch_size == 64
-    )
-    assert (
-        method.warmup_epochs == 0.5
-        and method.max_epochs == 1
-        and method.num_classes == 3
-        and method.min_lr == pytest.approx(0.03)
-    )
-    assert method.momentum_updater.base_tau == 0.97 and method.momentum_classifier is not None
-    assert method.knn.k == 7 and method.knn.distance_fx == "cosine"
-    assert method.predictor[0].out_features == 8 and method.num_crops == 2
+    assert method.lr == pytest.approx(0.4 * 64 * 4 / 256 * 3)
+    assert method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
+    assert dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items()
+    assert method.weight_decay == 1e-4
+    assert method.batch_size == 64
+    assert method.warmup_epochs == 0.5
+    assert method.max_epochs == 1
+    assert method.num_classes == 3
+    assert method.min_lr == pytest.approx(0.03)
+    assert method.momentum_updater.base_tau == 0.97
+    assert method.momentum_classifier is not None
+    assert method.knn.k == 7
+    assert method.knn.distance_fx == "cosine"
+    assert method.predictor[0].out_features == 8
+    assert method.num_crops == 2
     assert backbone_of(method) is method.momentum_pairs[0][0]
     assert backbone_of(method).conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -80,7 +78,8 @@ def test_defaults_of_small_configs(tools):
         del cfg[key]
     method = build_method(cfg)
     assert (method.sim_loss_weight, method.var_loss_weight, method.cov_loss_weight) == (25, 25, 1.0)
-    assert method.optimizer == "adamw" and method.extra_optimizer_args == {"betas": (0.8, 0.9)}
+    assert method.optimizer == "adamw"
+    assert method.extra_optimizer_args == {"betas": (0.8, 0.9)}
     assert method.lr == pytest.approx(0.4 * 4 / 256)
 
 
@@ -96,13 +95,12 @@ def test_methods_with_settings_of_their_own(tools, mine):
         tools.make_config("mine", method_kwargs__width=5, accumulate_grad_batches=2)
     )
     assert method.settings == Settings(5, "code")
-    assert (
-        method.lr == 0.4 and method.classifier_lr == 0.1
-    )  # its rate is neither scaled by the batch nor by accumulation
+    assert method.lr == 0.4
+    assert method.classifier_lr == 0.1
 
 
 @pytest.mark.skipif(
-    build.GENERATION != "wheel",
+    build.API != "1.0.2",
     reason="about the wheel's constructors; solo-learn's head is in use",
 )
 def test_settings_are_also_taken_from_keywords():
@@ -115,7 +113,7 @@ def test_settings_are_also_taken_from_keywords():
 
 
 def test_settings_on_the_repositorys_head(monkeypatch):
-    monkeypatch.setattr(build, "GENERATION", "head")
+    monkeypatch.setattr(build, "API", "1.0.6")
     cfg = OmegaConf.create({"method_kwargs": {"width": 5}})
     assert split_settings(Settings, (cfg,), {}) == (Settings(5), (cfg,), {})
     assert split_settings(Settings, (), {"cfg": OmegaConf.create({})})[0] == Settings()
@@ -125,7 +123,7 @@ def test_settings_on_the_repositorys_head(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "dataset, small",
+    ("dataset", "small"),
     [("cifar10", True), ("cifar100", True), ("digits", True), ("imagenet100", False)],
 )
 def test_small_images_get_the_small_stem(tools, dataset, small):
@@ -141,7 +139,8 @@ def test_stem_padding_changes_maps_and_not_weights(tools):
         made.append(build_method(tools.make_config("byol", backbone__stem_padding=padding)))
     x = torch.randn(1, 3, 32, 32)
     for wide, narrow in zip(*(method.momentum_pairs[0] for method in made)):
-        assert wide.conv1(x).shape[-1] == 34 and narrow.conv1(x).shape[-1] == 32
+        assert wide.conv1(x).shape[-1] == 34
+        assert narrow.conv1(x).shape[-1] == 32
         assert torch.equal(wide.conv1.weight, narrow.conv1.weight)
 
 
@@ -155,7 +154,7 @@ def test_transformers_take_the_crop_size(tools, name):
 
 
 @pytest.mark.parametrize(
-    "method, change, message",
+    ("method", "change", "message"),
     [
         ("simclrr", {}, "unknown method 'simclrr'.*byol"),
         ("base", {}, "unknown method 'base'"),
@@ -193,7 +192,7 @@ def test_solo_learns_own_ressl_recipe_is_understood(tools):
 
 
 @pytest.mark.parametrize(
-    "devices, expected",
+    ("devices", "expected"),
     [
         ([0], 1),
         ([0, 1], 2),

@@ -1,10 +1,10 @@
-"""Checkpoints that both generations, and the programs of the repository's head, can read."""
+"""Checkpoints that both versions, and the programs of the repository's head, can read."""
 
 import pytest
 import torch
 
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import GENERATION, backbone_of, build_method, repairs
+from emp_plugin.solo_learn import API, backbone_of, build_method, repairs
 
 
 @pytest.fixture
@@ -25,20 +25,19 @@ def test_the_backbone_is_called_as_in_the_head(saved):
     """The head's main_linear.py takes what is called backbone: it must be all that a ResNet has, and nothing else may look like it."""
     method, path = saved
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert names(state) >= {"backbone", "momentum_backbone"} and not [
-        key for key in state if "encoder" in key
-    ]
+    assert names(state) >= {"backbone", "momentum_backbone"}
+    assert not [key for key in state if "encoder" in key]
     assert {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")} == set(
         backbone_of(method).state_dict()
     )
 
 
-@pytest.mark.parametrize("style", ["wheel", "head"])
+@pytest.mark.parametrize("style", ["1.0.2", "1.0.6"])
 def test_either_name_is_read(tools, saved, style):
     method, path = saved
     state = torch.load(path, weights_only=True)["state_dict"]
-    if style == "wheel":
-        state = repairs._rename(state, {head: wheel for wheel, head in repairs.HEAD_NAMES.items()})
+    if style == "1.0.2":
+        state = repairs._rename(state, {new: old for old, new in repairs.NAMES_OF_1_0_6.items()})
         assert names(state) >= {"encoder", "momentum_encoder"}
     fresh = build_method(tools.make_config("byol"))
     fresh.load_state_dict(state)
@@ -52,7 +51,7 @@ def test_weights_of_another_network_are_still_refused(tools, saved):
         build_method(tools.make_config("simclr")).load_state_dict(state)
 
 
-def test_a_run_continues_under_its_generation_alone(tools, saved):
+def test_a_run_continues_under_its_version_alone(tools, saved):
     def fit():
         trainer = tools.make_trainer(limit_val_batches=0, max_epochs=2)
         trainer.fit(
@@ -65,10 +64,13 @@ def test_a_run_continues_under_its_generation_alone(tools, saved):
 
     assert fit() == 2
     checkpoint = torch.load(saved[1], weights_only=True)
-    other = "head" if GENERATION == "wheel" else "wheel"
+    [former] = [old for old, now in repairs.FORMER_NAMES.items() if now == API]
+    torch.save(checkpoint | {repairs.WRITTEN_BY: former}, saved[1])
+    assert fit() == 2  # one from before versions were called by their numbers
+    other = "1.0.6" if API == "1.0.2" else "1.0.2"
     torch.save(checkpoint | {repairs.WRITTEN_BY: other}, saved[1])
     with pytest.raises(
-        UserError, match=f"written under solo-learn's {other}.*auto_resume.enabled=False"
+        UserError, match=f"written under solo-learn {other}.*auto_resume.enabled=False"
     ):
         fit()
     trainer = tools.make_trainer()  # evaluating it is not continuing it

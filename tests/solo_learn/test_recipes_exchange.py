@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from emp_plugin.configuration import read_config, recipes, trainer_arguments
-from emp_plugin.runs.probing import fresh_method
-from emp_plugin.solo_learn import GENERATION, METHODS
+from emp_plugin.config import augmentations, read_config, trainer_arguments
+from emp_plugin.solo_learn import API, METHODS
+from emp_plugin.training.probing import fresh_method
+from support import SCRIPTS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "pretrain"
 BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
 
 
@@ -24,7 +24,7 @@ def checkout():
     """Of the head: the one in use, or the one that SOLO_LEARN names."""
     root = (
         Path(importlib.util.find_spec("solo").origin).parents[1]
-        if GENERATION == "head"
+        if API == "1.0.6"
         else Path(os.environ.get("SOLO_LEARN", "nowhere"))
     )
     if not (root / "scripts" / "pretrain" / "cifar").is_dir():
@@ -39,13 +39,14 @@ def test_the_heads_recipes_are_ours(checkout, name):
         name,
         ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
     )
-    assert cfg.method == name and (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 0)
-    assert {recipe.output_size for recipe in recipes(cfg)} == {32}
+    assert cfg.method == name
+    assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 0)
+    assert {augmentation.output_size for augmentation in augmentations(cfg)} == {32}
     assert trainer_arguments(cfg)["devices"] == 1
     assert isinstance(fresh_method(cfg), METHODS[name])
 
 
-@pytest.mark.parametrize("folder, ours", [("cifar", "cifar"), ("imagenet-100", "imagenet100")])
+@pytest.mark.parametrize(("folder", "ours"), [("cifar", "cifar"), ("imagenet-100", "imagenet100")])
 @pytest.mark.parametrize("name", BASELINES)
 def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
     theirs = read_config(
@@ -53,17 +54,15 @@ def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
         name,
         ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
     )
-    ours = read_config(str(SCRIPTS), f"{ours}/{name}", [])
+    ours = read_config(str(SCRIPTS / "pretrain"), f"{ours}/{name}", [])
     assert theirs.method_kwargs.items() - ours.method_kwargs.items() <= {
         ("base_tau_momentum", 0.99),
         ("final_tau_momentum", 1.0),
         ("momentum_classifier", None),
     }
-    assert (
-        theirs.momentum == ours.momentum
-        and theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs
-        and theirs.max_epochs == ours.max_epochs
-    )
+    assert theirs.momentum == ours.momentum
+    assert theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs
+    assert theirs.max_epochs == ours.max_epochs
     for key in ("name", "lr", "classifier_lr", "weight_decay"):
         assert theirs.optimizer[key] == ours.optimizer[key]
     assert theirs.optimizer.kwargs.items() <= ours.optimizer.kwargs.items()
@@ -71,13 +70,13 @@ def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
         ours.devices
     )
     alike = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the head's are in its code
-    assert [replace(recipe, **alike) for recipe in recipes(theirs)] == [
-        replace(recipe, **alike) for recipe in recipes(ours)
+    assert [replace(augmentation, **alike) for augmentation in augmentations(theirs)] == [
+        replace(augmentation, **alike) for augmentation in augmentations(ours)
     ]
 
 
 @pytest.mark.skipif(
-    GENERATION != "head",
+    API != "1.0.6",
     reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
 )
 @pytest.mark.parametrize("name", BASELINES)
@@ -86,7 +85,7 @@ def test_our_recipes_are_the_heads(name):
     parse_cfg = importlib.import_module("solo.args.pretrain").parse_cfg
     pipeline = importlib.import_module("solo.data.pretrain_dataloader").build_transform_pipeline
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(SCRIPTS), version_base="1.2"):
+    with initialize_config_dir(config_dir=str(SCRIPTS / "pretrain"), version_base="1.2"):
         cfg = compose(config_name=f"cifar/{name}")
     OmegaConf.set_struct(cfg, False)
     cfg = parse_cfg(cfg)
@@ -96,5 +95,7 @@ def test_our_recipes_are_the_heads(name):
         for _ in range(entry.num_crops)
     ]
     assert len(made) == cfg.data.num_large_crops == 2
-    assert cfg.strategy == "auto" and cfg.data.val_path and cfg.checkpoint.enabled
+    assert cfg.strategy == "auto"
+    assert cfg.data.val_path
+    assert cfg.checkpoint.enabled
     assert isinstance(METHODS[cfg.method](cfg), METHODS[name])

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from emp_plugin.solo_learn import GENERATION, build_method, patches, pl
+from emp_plugin.solo_learn import API, build_method, installed, pl
 from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
 
 of_the_wheel = pytest.mark.skipif(
-    GENERATION != "wheel", reason="about the wheel; solo-learn's head is in use"
+    API != "1.0.2", reason="about the wheel; solo-learn's head is in use"
 )
 of_the_head = pytest.mark.skipif(
-    GENERATION != "head",
+    API != "1.0.6",
     reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
 )
 
@@ -91,7 +91,8 @@ def test_scheduler_resumes_from_its_state():
 @of_the_wheel
 def test_stand_in_for_pl_bolts():
     seen = rates(
-        patches.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02), 7
+        installed.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02),
+        7,
     )
     assert [lr for (lr,) in seen] == pytest.approx(
         [warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)]
@@ -187,10 +188,8 @@ def test_the_heads_schedules_by_epoch_are_its_own(tools, unpatched):
     method.scheduler_interval = "epoch"
     method.trainer = SimpleNamespace()
     made = method.configure_optimizers()[1][0]
-    assert (
-        made["interval"] == "epoch"
-        and type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
-    )
+    assert made["interval"] == "epoch"
+    assert type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
 
 
 def test_a_run_needs_a_length(tools):

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from torchvision.transforms import functional as TF
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
 
-from emp_plugin.transforms import BatchMultiPatch, PatchRecipe, batch
+from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation, batch
+from emp_plugin.transforms.ops import blur, colour, crop
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 ALWAYS = dict(flip_prob=0.5, jitter_prob=0.8, grey_prob=0.3, blur_prob=0.4, solarize_prob=0.4)
@@ -35,12 +36,16 @@ def reference_jitter(x, order, factors):
     return x
 
 
-def reference_patch(image, params, recipe):
+def reference_patch(image, params, augmentation):
     """One patch by torchvision alone; ``params`` holds the values of this patch."""
     box = (params.top.item(), params.left.item(), params.height.item(), params.width.item())
-    size = [recipe.output_size] * 2
+    size = [augmentation.output_size] * 2
     x = TF.resized_crop(
-        image.float() / 255, *box, size, InterpolationMode(recipe.interpolation), antialias=True
+        image.float() / 255,
+        *box,
+        size,
+        InterpolationMode(augmentation.interpolation),
+        antialias=True,
     )
     x = x.clamp(0, 1)
     if params.flip:
@@ -50,19 +55,19 @@ def reference_patch(image, params, recipe):
     if params.grey:
         x = TF.rgb_to_grayscale(x, 3)
     if params.blur:
-        kernel = 2 * batch.blur_radius(recipe.blur_sigma[1], recipe.output_size) + 1
+        kernel = 2 * blur.blur_radius(augmentation.blur_sigma[1], augmentation.output_size) + 1
         x = TF.gaussian_blur(x, kernel, params.sigma.item())
     if params.solarize:
         x = TF.solarize(x, 0.5)
-    return TF.normalize(x, recipe.mean, recipe.std)
+    return TF.normalize(x, augmentation.mean, augmentation.std)
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "augmentation",
     [
-        PatchRecipe(12, 16, 16, **ALWAYS),
-        PatchRecipe(12, 16, 32, **ALWAYS),
-        PatchRecipe(
+        PatchAugmentation(12, 16, 16, **ALWAYS),
+        PatchAugmentation(12, 16, 32, **ALWAYS),
+        PatchAugmentation(
             12,
             16,
             32,
@@ -71,32 +76,34 @@ def reference_patch(image, params, recipe):
             std=(0.25, 0.24, 0.26),
             **ALWAYS,
         ),
-        PatchRecipe(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **ALWAYS),
-        PatchRecipe(8, 5, 4, **ALWAYS),
-        PatchRecipe(
+        PatchAugmentation(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **ALWAYS),
+        PatchAugmentation(8, 5, 4, **ALWAYS),
+        PatchAugmentation(
             8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS
         ),
-        PatchRecipe(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
-        PatchRecipe(3, 30, 70, **ALWAYS),  # from here on by interpolation, and blurred in pieces
-        PatchRecipe(3, 30, 70, interpolation="bicubic", **ALWAYS),
-        PatchRecipe(
+        PatchAugmentation(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
+        PatchAugmentation(
+            3, 30, 70, **ALWAYS
+        ),  # from here on by interpolation, and blurred in pieces
+        PatchAugmentation(3, 30, 70, interpolation="bicubic", **ALWAYS),
+        PatchAugmentation(
             3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), interpolation="bicubic", **ALWAYS
         ),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("shape", [(32, 32), (40, 33)])
-def test_whole_pipeline_equals_torchvision(recipe, shape):
+def test_whole_pipeline_equals_torchvision(augmentation, shape):
     source = images(6, *shape)
-    transform = BatchMultiPatch.from_recipe(recipe)
+    transform = BatchMultiPatch.from_augmentation(augmentation)
     params = transform.sample(6, *shape, generator(1))
     patches = transform.make(source, params)
-    for i, j in itertools.product(range(recipe.num_patches), range(6)):
+    for i, j in itertools.product(range(augmentation.num_patches), range(6)):
         one = batch.PatchParameters(*(field[i, j] for field in params))
         # An output unit is 1 / std of a pixel unit.
-        atol = 1e-5 / min(recipe.std)
+        atol = 1e-5 / min(augmentation.std)
         torch.testing.assert_close(
-            patches[i, j], reference_patch(source[j], one, recipe), rtol=0, atol=atol
+            patches[i, j], reference_patch(source[j], one, augmentation), rtol=0, atol=atol
         )
 
 
@@ -106,7 +113,7 @@ def test_resized_crops(interpolation, output):
     source = images(5, 36, 30)
     top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
     height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
-    made = batch.resized_crops(
+    made = crop.resized_crops(
         source,
         torch.stack((torch.arange(5), top, left, height, width)),
         (36, 30),
@@ -133,7 +140,7 @@ def test_jitter_in_every_order(order):
         ._replace(order=order.expand(9, 4), factors=factors)
     )
     wanted = torch.stack([reference_jitter(x[i], order, factors[i]) for i in range(9)])
-    batch.color_jitter(
+    colour.color_jitter(
         x,
         [9 * (operation == batch.HUE) for operation in order.tolist()],
         batch._jitter_table(params),
@@ -146,12 +153,12 @@ def test_hue_on_a_grid_of_colours(turns):
     levels = torch.linspace(0, 1, 18)
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, -1)
     made = colours.clone()
-    batch.rotate_hue(made, torch.tensor([[turns]]))
+    colour.rotate_hue(made, torch.tensor([[turns]]))
     torch.testing.assert_close(made, TF.adjust_hue(colours[..., None], turns)[..., 0], **TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    "size,max_sigma",
+    ("size", "max_sigma"),
     [
         (16, 2.0),
         (32, 2.0),
@@ -167,9 +174,9 @@ def test_hue_on_a_grid_of_colours(turns):
 def test_blur(size, max_sigma):
     x = torch.rand(7, 3, size, size, generator=generator(3))
     sigma = torch.linspace(0.1, max_sigma, 7)
-    radius = batch.blur_radius(max_sigma, size)
+    radius = blur.blur_radius(max_sigma, size)
     wanted = torch.stack([TF.gaussian_blur(p, 2 * radius + 1, s.item()) for p, s in zip(x, sigma)])
-    torch.testing.assert_close(batch.gaussian_blur(x, sigma, radius), wanted, **TOLERANCE)
+    torch.testing.assert_close(blur.gaussian_blur(x, sigma, radius), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -179,17 +186,17 @@ def test_resize_of_equal_crops(interpolation, size):
     wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True).clamp(
         0, 1
     )
-    torch.testing.assert_close(batch.resize(x, size, interpolation), wanted, **TOLERANCE)
+    torch.testing.assert_close(crop.resize(x, size, interpolation), wanted, **TOLERANCE)
 
 
 def test_blur_kernel_is_wide_enough():
-    assert batch.blur_radius(2.0, 32) == 8  # kernel of 17
+    assert blur.blur_radius(2.0, 32) == 8  # kernel of 17
     x = torch.rand(1, 3, 64, 64, generator=generator(4))
     wide = TF.gaussian_blur(x, 51, 2.0)
-    assert (batch.gaussian_blur(x, torch.tensor([2.0]), 8) - wide).abs().max() < 1e-3
+    assert (blur.gaussian_blur(x, torch.tensor([2.0]), 8) - wide).abs().max() < 1e-3
 
 
 def test_solarize_and_grey():
     x = images(4).float() / 255
-    torch.testing.assert_close(batch.solarize(x), TF.solarize(x, 128 / 255 - 1e-4), **TOLERANCE)
-    torch.testing.assert_close(batch.grey(x), TF.rgb_to_grayscale(x)[:, 0], **TOLERANCE)
+    torch.testing.assert_close(colour.solarize(x), TF.solarize(x, 128 / 255 - 1e-4), **TOLERANCE)
+    torch.testing.assert_close(colour.grey(x), TF.rgb_to_grayscale(x)[:, 0], **TOLERANCE)

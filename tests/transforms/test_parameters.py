@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from torchvision import transforms
 
-from emp_plugin.transforms import BatchMultiPatch, PatchRecipe
+from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation
 
 
 def generator(seed=0):
@@ -32,7 +32,7 @@ def test_crops_are_exactly_those_sampled(shape):
     source[:, 0] = torch.arange(height)[:, None]
     source[:, 1] = torch.arange(width)
     source[:, 2] = torch.arange(5)[:, None, None]
-    recipe = PatchRecipe(
+    augmentation = PatchAugmentation(
         60,
         16,
         16,
@@ -43,7 +43,7 @@ def test_crops_are_exactly_those_sampled(shape):
         mean=(0, 0, 0),
         std=(1, 1, 1),
     )
-    transform = BatchMultiPatch.from_recipe(recipe)
+    transform = BatchMultiPatch.from_augmentation(augmentation)
     params = transform.sample(5, height, width, generator())
     patches = (transform.make(source, params) * 255).round().long()
     assert 0 < params.flip.float().mean() < 1
@@ -59,18 +59,21 @@ def test_crops_are_exactly_those_sampled(shape):
 
 def test_crop_positions_are_uniform_and_inside():
     params = BatchMultiPatch(40, 16, 16).sample(700, 32, 24, generator())
-    assert params.top.min() == 0 and params.top.max() == 16
-    assert params.left.min() == 0 and params.left.max() == 8
+    assert params.top.min() == 0
+    assert params.top.max() == 16
+    assert params.left.min() == 0
+    assert params.left.max() == 8
     assert 1e-3 < uniform_p_value(params.top * 9 + params.left, 17 * 9) < 1 - 1e-3
 
 
 def test_crop_as_large_as_the_image():
     params = BatchMultiPatch(3, 32, 32).sample(4, 32, 32, generator())
-    assert not params.top.any() and not params.left.any()
+    assert not params.top.any()
+    assert not params.left.any()
 
 
 @pytest.mark.parametrize(
-    "shape,scale,ratio",
+    ("shape", "scale", "ratio"),
     [
         ((32, 32), (0.08, 1.0), (3 / 4, 4 / 3)),
         ((32, 32), (0.25, 0.25), (1.0, 1.0)),
@@ -94,8 +97,10 @@ def test_random_resized_boxes_equal_torchvisions_in_distribution(shape, scale, r
             set(column.unique().tolist()) == set(ours.unique().tolist()) or len(ours.unique()) > 5
         )
         assert scipy.stats.ks_2samp(ours.numpy(), column.numpy()).pvalue > 1e-3, name
-    assert (params.top >= 0).all() and (params.top + params.height <= shape[0]).all()
-    assert (params.left >= 0).all() and (params.left + params.width <= shape[1]).all()
+    assert (params.top >= 0).all()
+    assert (params.top + params.height <= shape[0]).all()
+    assert (params.left >= 0).all()
+    assert (params.left + params.width <= shape[1]).all()
     both = [(p.height * p.width).double().flatten() for p in (params,)] + [
         (theirs[:, 2] * theirs[:, 3]).double()
     ]
@@ -111,8 +116,8 @@ def test_all_orders_are_equally_likely():
 
 
 def test_strengths_and_shares_follow_the_recipe():
-    recipe = PatchRecipe(50, jitter=(0.4, 0.3, 1.5, 0.2))
-    params = BatchMultiPatch.from_recipe(recipe).sample(400, 32, 32, generator())
+    augmentation = PatchAugmentation(50, jitter=(0.4, 0.3, 1.5, 0.2))
+    params = BatchMultiPatch.from_augmentation(augmentation).sample(400, 32, 32, generator())
     ranges = [(0.6, 1.4), (0.7, 1.3), (0.0, 2.5), (-0.2, 0.2)]
     for values, (low, high) in zip(
         [*params.factors.unbind(-1), params.sigma], [*ranges, (0.1, 2.0)]
@@ -125,17 +130,17 @@ def test_strengths_and_shares_follow_the_recipe():
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "augmentation",
     [
-        PatchRecipe(7, 16, 16),
-        PatchRecipe(7, 16, 32),
-        PatchRecipe(7, None, 32, scale=(0.1, 1), ratio=(0.75, 1.33), interpolation="bicubic"),
+        PatchAugmentation(7, 16, 16),
+        PatchAugmentation(7, 16, 32),
+        PatchAugmentation(7, None, 32, scale=(0.1, 1), ratio=(0.75, 1.33), interpolation="bicubic"),
     ],
     ids=str,
 )
-def test_same_patches_on_every_split(recipe):
+def test_same_patches_on_every_split(augmentation):
     source = random_images(12)
-    transform = BatchMultiPatch.from_recipe(recipe)
+    transform = BatchMultiPatch.from_augmentation(augmentation)
     whole = transform(source, generator(5))
     assert torch.equal(whole, transform(source, generator(5)))
     assert not torch.equal(whole, transform(source, generator(6)))
@@ -170,11 +175,11 @@ def test_layout_autocast_and_input():
     before = source.clone()
     patches = transform(source, generator())
     assert torch.equal(source, before)
-    assert patches.shape == (4, 8, 3, 32, 32) and patches.dtype == torch.float32
+    assert patches.shape == (4, 8, 3, 32, 32)
+    assert patches.dtype == torch.float32
     flat = patches.flatten(0, 1)
-    assert flat.data_ptr() == patches.data_ptr() and flat.is_contiguous(
-        memory_format=torch.channels_last
-    )
+    assert flat.data_ptr() == patches.data_ptr()
+    assert flat.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(
         transform(source.contiguous(memory_format=torch.channels_last), generator()), patches
     )
@@ -200,7 +205,7 @@ def test_cuda_equals_cpu_without_synchronisation(patch_size):
 
 
 @pytest.mark.parametrize(
-    "images,message",
+    ("images", "message"),
     [
         (torch.zeros(2, 3, 32, 32), "uint8"),
         (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "uint8"),

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from emp_plugin.configuration import recipes
-from emp_plugin.data.image_views import image_transform
+from emp_plugin.config import augmentations
+from emp_plugin.training.data import image_transform
 from emp_plugin.transforms import (
     BatchMultiPatch,
     MultiPatchTransform,
-    PatchRecipe,
-    recipe_from_augmentation,
+    PatchAugmentation,
+    augmentation_from_config,
 )
 
-SOLO = recipe_from_augmentation(
+SOLO = augmentation_from_config(
     {
         "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
         "color_jitter": {
@@ -53,18 +53,18 @@ def pil_images(images):
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
-def both(recipe, images, transform=None):
+def both(augmentation, images, transform=None):
     """(PIL patches, batched patches), each (n * b, 3, s, s), back in [0, 1]."""
     torch.manual_seed(0)
     random.seed(0)
-    transform = transform or MultiPatchTransform.from_recipe(recipe)
+    transform = transform or MultiPatchTransform.from_augmentation(augmentation)
     theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(
         0, 1
     )
-    ours = BatchMultiPatch.from_recipe(recipe)(images, torch.Generator().manual_seed(0)).flatten(
-        0, 1
-    )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    ours = BatchMultiPatch.from_augmentation(augmentation)(
+        images, torch.Generator().manual_seed(0)
+    ).flatten(0, 1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
     return theirs * std + mean, ours * std + mean
 
 
@@ -79,14 +79,16 @@ def statistics(patches):
 
 
 @pytest.mark.parametrize(
-    "recipe", [PatchRecipe(40, 16, 16), PatchRecipe(40, 16, 32), SOLO], ids=["16", "16-32", "solo"]
+    "augmentation",
+    [PatchAugmentation(40, 16, 16), PatchAugmentation(40, 16, 32), SOLO],
+    ids=["16", "16-32", "solo"],
 )
-def test_same_distribution(recipe, digits):
-    check_same_distribution(recipe, *both(recipe, digits))
+def test_same_distribution(augmentation, digits):
+    check_same_distribution(augmentation, *both(augmentation, digits))
 
 
 @pytest.mark.parametrize(
-    "name, view",
+    ("name", "view"),
     [
         ("cifar/simclr", 0),
         ("cifar/swav", 0),
@@ -105,13 +107,13 @@ def test_same_distribution(recipe, digits):
 )
 def test_baselines_views_are_distributed_as_solo_learns_own(config, digits, name, view):
     """The transforms of ``data.views=image`` are solo-learn's, random-resized crops included."""
-    recipe = recipes(config(name))[view].with_patches(40)
-    transform = image_transform(recipe)
+    augmentation = augmentations(config(name))[view].with_patches(40)
+    transform = image_transform(augmentation)
     assert type(transform).__module__.startswith("solo.")
-    check_same_distribution(recipe, *both(recipe, digits, transform))
+    check_same_distribution(augmentation, *both(augmentation, digits, transform))
 
 
-def check_same_distribution(recipe, theirs, ours):
+def check_same_distribution(augmentation, theirs, ours):
     # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL rounds down in every
     # operation, which moves means by up to two levels.
     for (name, a), (_, b) in zip(statistics(theirs), statistics(ours)):
@@ -128,7 +130,10 @@ def check_same_distribution(recipe, theirs, ours):
         assert np.abs(pair[0] - pair[1]).max() < 0.03
     grey = [(x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4 for x in (theirs, ours)]
     for share in grey:
-        assert scipy.stats.binomtest(int(share.sum()), len(theirs), recipe.grey_prob).pvalue > 1e-3
+        assert (
+            scipy.stats.binomtest(int(share.sum()), len(theirs), augmentation.grey_prob).pvalue
+            > 1e-3
+        )
 
 
 @pytest.mark.parametrize(
@@ -138,13 +143,13 @@ def test_share_of_each_operation(name):
     """With one operation at 30 % and the others off, 30 % of the patches differ from the image, in both pipelines."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)
     image = torch.from_numpy(image).clamp(30, 250)
-    recipe = PatchRecipe(
+    augmentation = PatchAugmentation(
         **(
-            vars(PatchRecipe(600, 16, 16).plain())
+            vars(PatchAugmentation(600, 16, 16).plain())
             | {"jitter": (0.4, 0.4, 0.4, 0.2), "blur_sigma": (0.8, 2.0), name: 0.3}
         )
     )
-    for patches in both(recipe, image):
+    for patches in both(augmentation, image):
         assert scipy.stats.binomtest(int(changed(patches, image).sum()), 600, 0.3).pvalue > 1e-3
 
 
@@ -153,20 +158,24 @@ def changed(patches, image):
 
 
 @pytest.mark.parametrize(
-    "patch_size,output_size,interpolation",
+    ("patch_size", "output_size", "interpolation"),
     [(16, 16, "bilinear"), (16, 32, "bilinear"), (32, 20, "bicubic")],
 )
 def test_plain_patches_are_equal_to_rounding(digits, patch_size, output_size, interpolation):
     """Same crops, given the same boxes: the pipelines differ by PIL's rounding to 8 bits, once per axis."""
     images = digits[:, :, :patch_size, :patch_size]
-    recipe = PatchRecipe(1, patch_size, output_size, interpolation=interpolation).plain()
-    theirs, ours = both(recipe, images)
+    augmentation = PatchAugmentation(
+        1, patch_size, output_size, interpolation=interpolation
+    ).plain()
+    theirs, ours = both(augmentation, images)
     assert (theirs - ours).abs().max() < 1.3 / 255
 
 
 def test_solarize_alone_is_equal(digits):
-    recipe = PatchRecipe(**(vars(PatchRecipe(1, 32, 32).plain()) | {"solarize_prob": 1.0}))
-    theirs, ours = both(recipe, digits)
+    augmentation = PatchAugmentation(
+        **(vars(PatchAugmentation(1, 32, 32).plain()) | {"solarize_prob": 1.0})
+    )
+    theirs, ours = both(augmentation, digits)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
 
 
@@ -176,13 +185,13 @@ def test_blur_is_close_to_pils():
         0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     for sigma in (0.5, 1.0, 2.0):
-        recipe = PatchRecipe(
+        augmentation = PatchAugmentation(
             **(
-                vars(PatchRecipe(1, 32, 32).plain())
+                vars(PatchAugmentation(1, 32, 32).plain())
                 | {"blur_prob": 1.0, "blur_sigma": (sigma, sigma)}
             )
         )
-        theirs, ours = both(recipe, image)
+        theirs, ours = both(augmentation, image)
         assert (theirs - ours)[..., 8:-8, 8:-8].abs().mean() < 0.02
 
 
@@ -191,7 +200,8 @@ def test_image_modes(mode):
     patches = MultiPatchTransform(3, 16, 20)(
         Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode)
     )
-    assert isinstance(patches, list) and len(patches) == 3
+    assert isinstance(patches, list)
+    assert len(patches) == 3
     assert all(patch.shape == (3, 20, 20) and patch.dtype == torch.float32 for patch in patches)
 
 

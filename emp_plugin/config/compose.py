@@ -1,0 +1,196 @@
+"""From a YAML file and overrides to a checked configuration, with Hydra."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from emp_plugin.config.checks import augmentations, check_evaluation, check_run
+from emp_plugin.config.models import Run
+from emp_plugin.data.datasets import count_classes
+from emp_plugin.errors import UserError
+
+# ${fit:10,1000,${max_epochs}} in a YAML: what a recipe of 1000 epochs does for 10, as the same share of a run of max_epochs
+OmegaConf.register_new_resolver(
+    "fit", lambda epochs, published, run: epochs * run / published, replace=True
+)
+
+# The arguments of Lightning's Trainer but for those that a run sets itself: its loggers, callbacks,
+# plugins, folder and samplers. A test compares them with Lightning's.
+TRAINER_KEYS = frozenset(
+    """
+    accelerator strategy devices num_nodes precision fast_dev_run min_epochs max_steps min_steps
+    max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches
+    overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps
+    log_every_n_steps enable_progress_bar enable_model_summary accumulate_grad_batches
+    gradient_clip_val gradient_clip_algorithm deterministic benchmark inference_mode profiler
+    detect_anomaly barebones sync_batchnorm reload_dataloaders_every_n_epochs
+    enable_autolog_hparams model_registry
+    """.split()  # noqa: SIM905
+)
+
+
+def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parse ``--config-path DIR --config-name NAME`` (as solo-learn's commands take them); the rest are dotted overrides."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Any setting can be overridden: optimizer.lr=0.1 max_epochs=10",
+    )
+    parser.add_argument("--config-path", required=True, help="folder of the YAML files")
+    parser.add_argument("--config-name", required=True, help="YAML file in it, e.g. cifar/emp")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )  # taken by emp_plugin.command
+    args, overrides = parser.parse_known_args(argv)
+    unknown = [item for item in overrides if item.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; settings are written key=value")
+    return args, overrides
+
+
+def read_config(
+    config_path: str, config_name: str, overrides: list[str], schema: type = Run
+) -> DictConfig:
+    """Compose the YAML file with the overrides and check the result against ``schema``, :class:`Run` or :class:`Probe`.
+
+    Raises:
+        UserError: naming the first unknown key, wrong type, missing value or impossible combination.
+    """
+    folder = Path(config_path).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-path {config_path} is not a folder")
+    for item in overrides:
+        if "=" not in item and not item.startswith("~"):
+            raise UserError(f"'{item}' is not an override; settings are written key=value")
+    groups = {path.name for path in folder.iterdir() if path.is_dir()}
+    # Hydra takes the value of a group for a file's name; a list or mapping in its place is merged afterwards
+    inline = [
+        item
+        for item in overrides
+        if item.partition("=")[0] in groups and item.partition("=")[2][:1] in ("[", "{")
+    ]
+    plain = [_hydra_override(item, groups) for item in overrides if item not in inline]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
+            composed = compose(config_name=config_name.removesuffix(".yaml"), overrides=plain)
+        OmegaConf.set_struct(composed, False)
+        for item in inline:
+            key, _, value = item.partition("=")
+            composed[key] = OmegaConf.create(value)
+    except (HydraException, OmegaConfBaseException, TypeError, YAMLError) as error:
+        raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
+    return check_config(composed, schema)
+
+
+def _hydra_override(item: str, groups: set[str]) -> str:
+    """``++key=value`` lets an override name a key of the schema that the YAML leaves to its default (unknown keys are caught by the
+    schema); the choice of another file of a group, such as ``augmentations=emp``, is Hydra's as it stands. Hydra wants quotes around a value
+    with an equals sign, such as ``epoch=1.ckpt``, or a backslash before it."""
+    key, _, value = item.partition("=")
+    if "=" in value.replace("\\=", "") and value[0] not in "'\"[{":
+        item = f"{key}='{value}'"
+    chooses_file = key.lstrip("/") in groups and value.replace("_", "").replace("-", "").isalnum()
+    return item if item[0] in "+~" or chooses_file else f"++{item}"
+
+
+def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
+    """Check a composed configuration and fill in the schema's defaults. Raises UserError as :func:`read_config`."""
+    OmegaConf.set_struct(composed, False)
+    given = OmegaConf.to_container(composed, resolve=False)
+    trainer = {key: given.pop(key) for key in list(given) if schema is Run and key in TRAINER_KEYS}
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(schema), given)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
+        cfg = OmegaConf.create(
+            OmegaConf.to_container(cfg, resolve=True)
+        )  # plain: saved and compared as it is
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
+        ) from error
+    if schema is Run:
+        cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
+        if cfg.get("precision") is None:
+            cfg.precision = _fast_precision(uses_gpu(cfg))
+    check_evaluation(cfg.evaluation, uses_gpu(cfg))
+    if schema is Run:
+        check_run(cfg)
+        _count_views(cfg)
+    return cfg
+
+
+def uses_gpu(cfg: DictConfig) -> bool:
+    """Whether a run or an evaluation is for CUDA's devices; the others there are have not been tried."""
+    return cfg.get("accelerator") != "cpu" and torch.cuda.is_available()
+
+
+def _fast_precision(gpu: bool) -> str:
+    """The precision that this machine is fast in. bf16 without hardware for it (GPUs before Ampere, CPUs without AVX512-BF16) is slower than float32, and so
+    it is on an Intel CPU by AVX512-BF16 alone, where a virtual machine hides its AMX (benchmarks/README.md has all of these)."""
+    if gpu:
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        )
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():  # torch before 2.6 cannot tell
+        return "32"
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # nor can older ones tell this
+    return "32" if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile") else "bf16-mixed"
+
+
+def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that the configuration sets."""
+    arguments = {
+        key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS
+    }
+    if not torch.cuda.is_available() and arguments.get("accelerator", "auto") == "auto":
+        arguments["accelerator"] = "cpu"  # Lightning would take Apple's GPU, which lacks float64
+    if isinstance(arguments.get("devices"), list) and not uses_gpu(cfg):
+        arguments["devices"] = len(
+            arguments["devices"]
+        )  # solo-learn's recipes list GPUs; Lightning's CPUs have no numbers
+    return arguments
+
+
+def _unknown_key(key: str, schema: type) -> str:
+    known = _known_keys(OmegaConf.structured(schema)) | (TRAINER_KEYS if schema is Run else set())
+    close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+        key.split(".")[0], known, n=1
+    )
+    return f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+
+
+def _known_keys(node: DictConfig, prefix: str = "") -> set[str]:
+    keys = set()
+    for key in node:
+        keys.add(prefix + key)
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            keys |= _known_keys(child, f"{prefix}{key}.")
+    return keys
+
+
+def _count_views(cfg: DictConfig) -> None:
+    """Add what solo-learn's constructors are told about data: classes and views; views of the first one's size are large crops."""
+    cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path)
+    made = augmentations(cfg)
+    cfg.data.num_large_crops = sum(
+        augmentation.num_patches
+        for augmentation in made
+        if augmentation.output_size == made[0].output_size
+    )
+    cfg.data.num_small_crops = (
+        sum(augmentation.num_patches for augmentation in made) - cfg.data.num_large_crops
+    )

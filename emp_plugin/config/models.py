@@ -1,0 +1,202 @@
+"""The settings of a run and of a probe: every name, its type and its default.
+
+The schema is that of solo-learn 1.0.6, plus ``evaluation`` and ``tensorboard``, which are ours. Any
+argument of Lightning's Trainer may stand beside it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Backbone:
+    name: str = "resnet18"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stem_padding: int | None = (
+        None  # of the 3x3 stem for small images: solo-learn's is 2, the EMP-SSL authors' 1
+    )
+
+
+@dataclass
+class Momentum:
+    base_tau: float = 0.99
+    final_tau: float = 1.0
+    classifier: bool = False
+
+
+@dataclass
+class Data:
+    dataset: str = MISSING
+    train_path: str | None = "./datasets"
+    val_path: str | None = (
+        None  # custom: class folders to evaluate on; the head's key, but the other datasets find theirs in train_path
+    )
+    image_size: int | None = (
+        None  # digits, imagenet100 and custom: side in pixels that images are resized to; None: 32, 224, 224
+    )
+    format: str = "image_folder"
+    num_workers: int = 0
+    views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
+    fraction: float = -1
+    num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
+    patch_size: int | None = 16  # their side in the image's pixels,
+    output_size: int = 32  # the side they, and the baselines' views, are resized to,
+    interpolation: str = "bilinear"  # and how;
+    scale: list[float] | None = (
+        None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
+    )
+    ratio: list[float] | None = None  # and its width / height, (low, high); null: square
+    holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
+    normalisation: dict[str, Any] = field(
+        default_factory=dict
+    )  # mean and std by dataset, for the augmentations that refer to them
+
+
+@dataclass
+class Optimizer:
+    name: str = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    classifier_lr: float = 0.1
+    weight_decay: float = 0.0
+    exclude_bias_n_norm_wd: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Scheduler:
+    name: str = "warmup_cosine"
+    min_lr: float = 0.0
+    warmup_start_lr: float = 3e-5
+    warmup_epochs: float = 10
+    lr_decay_steps: list[int] | None = None
+    interval: str = "step"
+
+
+@dataclass
+class Checkpoint:
+    enabled: bool = True
+    dir: str = "trained_models"
+    frequency: int = 1  # epochs between two kept checkpoints
+    keep_prev: bool = False
+    every_n_steps: int = 100  # last.ckpt is written this often
+    min_seconds: float = (
+        60  # but not sooner than this after the one before, except at an epoch's end
+    )
+    keep_every_n_steps: int | None = None  # step=N.ckpt is kept this often
+
+
+@dataclass
+class AutoResume:
+    enabled: bool = False
+    max_hours: float = 36  # runs older than this are not continued
+
+
+@dataclass
+class KnnEval:
+    enabled: bool = False
+    k: int = 20
+    distance_func: str = "euclidean"
+
+
+@dataclass
+class Wandb:
+    enabled: bool = False
+    project: str | None = "solo-learn"
+    entity: str | None = None
+    offline: bool = False
+
+
+@dataclass
+class TensorBoard:
+    enabled: bool = False
+
+
+@dataclass
+class Performance:
+    disable_channel_last: bool = False
+
+
+@dataclass
+class LinearProbe:
+    epochs: int = 100
+    lr: float = 0.03
+    weight_decay: float = 5e-5
+    batch_size: int = 100
+
+
+@dataclass
+class MLPProbe(LinearProbe):
+    """The linear probe's SGD with a hidden layer of ReLUs, for the evaluation of arXiv 2303.01986. Its published code (FFCV-SSL) has linear probes
+    alone, so that the settings are ours: those of the linear probe, and the width of a ResNet-18's features."""
+
+    hidden: int = 512
+
+
+@dataclass
+class Evaluation:
+    """The evaluation that ends a run: every view and probe, always beside raw pixels and the untrained backbone."""
+
+    enabled: bool = True
+    views: list[str] = field(default_factory=lambda: ["whole", "bag"])
+    probes: list[str] = field(default_factory=lambda: ["linear", "knn"])  # or mlp
+    label_fractions: list[float] = field(
+        default_factory=lambda: [1.0]
+    )  # the probes learn from these parts of the training labels
+    bag_patches: int | None = None  # as published 128 on a GPU; without one 16
+    bag_augmented: bool | None = (
+        None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
+    )
+    linear: LinearProbe = field(default_factory=LinearProbe)
+    mlp: MLPProbe = field(default_factory=MLPProbe)
+    references: bool = (
+        True  # raw pixels and the untrained network beside it; a comparison has them once
+    )
+
+
+@dataclass
+class Run:
+    name: str = MISSING
+    method: str = MISSING
+    seed: int = 5
+    backbone: Backbone = field(default_factory=Backbone)
+    method_kwargs: dict[str, Any] = field(default_factory=dict)
+    momentum: Momentum = field(default_factory=Momentum)
+    data: Data = field(default_factory=Data)
+    augmentations: list[Any] = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    auto_resume: AutoResume = field(default_factory=AutoResume)
+    resume_from_checkpoint: str | None = None
+    knn_eval: KnnEval = field(default_factory=KnnEval)
+    wandb: Wandb = field(default_factory=Wandb)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    performance: Performance = field(default_factory=Performance)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    max_epochs: int = MISSING
+
+
+@dataclass
+class ProbeData:
+    """Like ``data`` of a run; what is left at None is the checkpoint's."""
+
+    dataset: str | None = None
+    train_path: str | None = None
+    val_path: str | None = None
+    image_size: int | None = None
+    holdout: float | None = None
+    fraction: float | None = None
+
+
+@dataclass
+class Probe:
+    """Configuration of ``main_linear`` and ``main_knn``."""
+
+    pretrained_feature_extractor: str = MISSING
+    data: ProbeData = field(default_factory=ProbeData)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    accelerator: str = "auto"
+    precision: str | None = None

@@ -1,0 +1,157 @@
+"""How a batch reaches the model: uint8 images travel once, views are made where the model is.
+
+The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn for the global batch and then
+sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emp_plugin.data.datasets import ImageData
+from emp_plugin.data.files import ImageFiles
+from emp_plugin.transforms import BatchMultiPatch
+
+T = TypeVar("T")
+ORDER, VIEWS, LAYERS = 0, 1, 3  # separate random streams of one seed; 2 is the evaluation's
+
+
+def generator(seed: int, stream: int, *position: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    state = np.random.SeedSequence([seed, stream, *position]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Step(NamedTuple):
+    """One step's share of the global batch: where we are, and which images this process takes."""
+
+    epoch: int
+    step: int
+    start: int  # position of the first of ``indices`` in the global batch
+    indices: Tensor
+
+
+class Batch(NamedTuple):
+    """What travels to the device: a step, its uint8 images (b, 3, H, W), or a list of views if those are made already, and labels (b,)."""
+
+    step: Step
+    images: Tensor | list[Tensor]
+    targets: Tensor
+
+
+class StepSampler:
+    """Yields the :class:`Step` objects of one epoch, beginning where ``position()`` says training stands.
+
+    Args:
+        num_images: size of the training set; an incomplete last batch is dropped, as in the published code.
+        batch_size: images per step of one process.
+        seed: seed of the order.
+        position: returns (epoch, step) of the next batch; read when an iteration begins.
+        rank, world_size: this process and their number; each takes its own slice of every global batch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_images, self.batch_size, self.seed, self.position = (
+            num_images,
+            batch_size,
+            seed,
+            position,
+        )
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.num_images // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Step]:
+        epoch, first = self.position()
+        order = torch.randperm(self.num_images, generator=generator(self.seed, ORDER, epoch))
+        start = self.rank * self.batch_size
+        for step in range(first, len(self)):
+            batch = order[step * self.batch_size * self.world_size :][
+                start : start + self.batch_size
+            ]
+            yield Step(epoch, step, start, batch)
+
+
+class StepDataset(Dataset):
+    """Images fetched a whole :class:`Step` at a time."""
+
+    def __init__(self, data: ImageData | ImageFiles):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, step: Step) -> Batch:
+        return Batch(step, self.data.fetch(step.indices), self.data.targets[step.indices])
+
+
+class EvaluationDataset(Dataset):
+    """Images for validation and features: (uint8 image, label) pairs, fetched by the batch."""
+
+    def __init__(self, data: ImageData | ImageFiles):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        indices = torch.as_tensor(indices)
+        return self.data.fetch(indices), self.data.targets[indices]
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (b, 3, H, W) -> float32, ``(x / 255 - mean) / std``."""
+    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - mean) / std
+
+
+def in_order(
+    data: ImageData | ImageFiles, batch_size: int, num_workers: int = 0
+) -> Iterator[Tensor]:
+    """All images of a dataset in its order, uint8 (b, 3, H, W) at a time."""
+    loader = DataLoader(
+        EvaluationDataset(data),
+        batch_size,
+        collate_fn=as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return (images for images, _ in loader)
+
+
+def ignore_signals(worker: int) -> None:
+    """A signal to all processes of a job is the main process's to answer; it ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def as_it_is(batch: T) -> T:
+    """The datasets fetch whole batches: nothing to collate."""
+    return batch
+
+
+def make_views(
+    views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int
+) -> list[Tensor]:
+    """The views of one step's images, (n, b, 3, s, s) per augmentation: drawn for the global batch, then sliced to this process's images."""
+    draws = generator(seed, VIEWS, step.epoch, step.step)
+    mine = slice(step.start, step.start + len(images))
+    return [
+        view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine))
+        for view in views
+    ]

@@ -1,0 +1,54 @@
+"""Which solo-learn is installed, found without importing it."""
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+
+INSTALL = (
+    "install the tested version with `pip install --no-deps solo-learn==1.0.2` "
+    "(or the repository's head, `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)"
+)
+
+
+def find_api() -> tuple[str, str]:
+    """Generation ("wheel" or "head") and version of the solo-learn that ``import solo`` would find.
+
+    Raises:
+        ImportError: there is no solo-learn, or one of a generation we don't know; the message names the install command.
+    """
+    spec = importlib.util.find_spec("solo")
+    if spec is None:
+        raise ImportError(
+            f"emp_plugin is a plugin of solo-learn, which is not installed; {INSTALL}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations or ["."])))
+    version = _version(root)
+    api = api_of(root, version)
+    if api is None:
+        raise ImportError(f"emp_plugin does not know solo-learn {version} in {root}; {INSTALL}")
+    return api, version
+
+
+def api_of(root: Path, version: str) -> str | None:
+    """Generation of the package in folder ``root``, None if unknown. Judged by its layout, the wheel's also by its version."""
+    if (root / "backbones").is_dir() and (root / "methods" / "mae.py").is_file():
+        return "1.0.6"
+    if (root / "utils" / "backbones.py").is_file() and version in ("1.0.2", "unknown"):
+        return "1.0.2"
+    return None
+
+
+def _version(root: Path) -> str:
+    """Version of the distribution that put ``root`` there, or what the setup.py of a checkout says (which has no distribution)."""
+    try:
+        found = importlib.metadata.distribution("solo-learn")
+        installed = Path(found.locate_file("solo")).resolve()
+        editable = found.read_text("direct_url.json") or ""
+        if installed == root.resolve() or str(root.resolve().parent) in editable:
+            return found.version
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    setup = root.parent / "setup.py"
+    written = re.search(r"""version=["']([^"']+)""", setup.read_text()) if setup.is_file() else None
+    return written[1] if written else "unknown"

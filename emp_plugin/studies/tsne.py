@@ -1,0 +1,209 @@
+"""t-SNE of the test images' features under several trained methods, side by side (arXiv 2304.03977, figures 5 and 8)."""
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+from sklearn.manifold import TSNE
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+
+from emp_plugin.config import augmentations, check_whole_images  # noqa: E402
+from emp_plugin.data import ImageData, ImageFiles  # noqa: E402
+from emp_plugin.errors import UserError  # noqa: E402
+from emp_plugin.evaluation.features import extract_features, feature_function  # noqa: E402
+from emp_plugin.studies.report import LABELS, NAMES  # noqa: E402
+from emp_plugin.training.folder import write_text  # noqa: E402
+from emp_plugin.training.lightning import epochs_begun
+from emp_plugin.training.pictures import save_figure  # noqa: E402
+from emp_plugin.training.probing import load_data, load_method  # noqa: E402
+
+FEATURES = ("backbone", "embedding", "projection")
+# Paul Tol's muted scheme, which the colour-blind can tell apart; its tenth, a pale grey, is darker here; markers help
+COLOURS = (
+    "#CC6677",
+    "#332288",
+    "#DDCC77",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#44AA99",
+    "#999933",
+    "#AA4499",
+    "#AAAAAA",
+)
+MARKERS = "os^Dv"
+SEED = 0  # of the choice of images and of t-SNE
+
+
+class WithProjection(nn.Module):
+    """A method whose ``features`` are all of :data:`FEATURES`; one without an embedding layer (all but EMP) has its backbone's output there, and one
+    without a projector (DINO) no projection."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        out = feature_function(self.method)(x)
+        embedding = out.get("embedding", out["backbone"])
+        projection = (
+            {"projection": self.method.projector(embedding)}
+            if hasattr(self.method, "projector")
+            else {}
+        )
+        return {"backbone": out["backbone"], "embedding": embedding, **projection}
+
+
+def write_tsne(
+    checkpoints: list[Path],
+    features: str,
+    images: int,
+    classes: int,
+    train_path: str | None,
+    out: Path,
+) -> None:
+    """Write ``<out>.csv`` (a row per checkpoint and image: ``panel, image, class, x, y``) and ``<out>.png``, a panel per checkpoint.
+
+    Args:
+        checkpoints: of runs here, of any method, on one dataset.
+        features: one of :data:`FEATURES`, of whole images.
+        images: how many of the test images, the same for all, as many of each class.
+        classes: the first so many, up to ten.
+        train_path: where the dataset is; None: where the checkpoint's run had it.
+        out: path without ending.
+
+    Raises:
+        UserError: for a checkpoint or data that cannot be read, checkpoints of different datasets, or numbers that cannot work.
+    """
+    if not 2 <= classes <= len(COLOURS):
+        raise UserError(f"--classes must be 2 to {len(COLOURS)}, got {classes}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts, dataset, shown = [], None, None
+    for path in checkpoints:
+        method, cfg, contents = load_method(path)
+        if shown is None:
+            dataset, shown = (
+                cfg.data.dataset,
+                choose_images(_test_images(cfg.data, train_path), images, classes),
+            )
+        if cfg.data.dataset != dataset:
+            raise UserError(
+                f"{path} was trained on {cfg.data.dataset}, the first checkpoint on {dataset}: give those of one dataset"
+            )
+        data, places = shown
+        check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
+        made = extract_features(
+            WithProjection(method).to(device),
+            data,
+            augmentations(cfg)[0],
+            description=str(path),
+            num_workers=cfg.data.num_workers,
+        )
+        if features not in made.features:
+            raise UserError(f"{path}: {cfg.method} has no projector; choose --features backbone")
+        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, epoch {epochs_begun(contents)}, step {contents['global_step']}, seed {cfg.seed}"
+        if panel in {part.panel[0] for part in parts}:
+            panel += f"\n{path}"
+        names = [data.classes[label] for label in data.targets]
+        part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).assign(
+            panel=panel, image=places, **{"class": names}
+        )
+        parts.append(part[["panel", "image", "class", "x", "y"]].round(4))
+        print(f"{path}: {len(data)} images", flush=True)
+    rows = pd.concat(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out.with_name(f"{out.name}.csv"), rows.to_csv(index=False))
+    draw_tsne(
+        rows,
+        f"t-SNE of {len(shown[0])} test images of {NAMES.get(dataset, dataset)}: {features}",
+        out.with_name(f"{out.name}.png"),
+    )
+
+
+def _test_images(data, train_path: str | None) -> ImageData | ImageFiles:
+    if train_path:
+        data.train_path = train_path
+    test = load_data(data)[1]
+    if test is None:
+        raise UserError(
+            f"{data.train_path} holds images without labels: there are no classes to colour"
+        )
+    return test
+
+
+def choose_images(
+    data: ImageData | ImageFiles, images: int, classes: int
+) -> tuple[ImageData | ImageFiles, list[int]]:
+    """A fixed subset of ``images`` images of the first ``classes`` classes, every class in proportion, and their places in the dataset.
+
+    Raises:
+        UserError: for fewer images than a t-SNE can have of so many classes.
+    """
+    places = torch.nonzero(data.targets < classes).flatten()
+    if images < len(places):
+        try:
+            places = (
+                train_test_split(
+                    places, train_size=images, stratify=data.targets[places], random_state=SEED
+                )[0]
+                .sort()
+                .values
+            )
+        except ValueError as error:
+            raise UserError(
+                f"--images={images} cannot be chosen from {len(places)} images: {error}"
+            ) from error
+    return data.subset(places), places.tolist()
+
+
+def embed(features: Tensor):
+    """Coordinates (N, 2) of features (N, f) by t-SNE; the same settings for every method."""
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(
+        perplexity=perplexity, metric="cosine", init="pca", learning_rate="auto", random_state=SEED
+    ).fit_transform(features.float().numpy())
+
+
+def draw_tsne(rows: pd.DataFrame, title: str, path: Path) -> None:
+    """Draw the rows that :func:`write_tsne` leaves as CSV, one panel per ``panel``; classes have the same colours in all."""
+    panels, classes = list(dict.fromkeys(rows.panel)), sorted(rows["class"].unique(), key=str)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4 * columns, 4 * lines + 0.8), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels):
+        axis.set_axis_on()
+        axis.set(title=panel, xticks=[], yticks=[])
+        axis.title.set_fontsize(9)
+        for number, name in enumerate(classes):
+            points = rows[(rows.panel == panel) & (rows["class"] == name)]
+            axis.scatter(
+                points.x,
+                points.y,
+                s=9,
+                color=COLOURS[number],
+                marker=MARKERS[number % len(MARKERS)],
+                linewidths=0,
+                alpha=0.8,
+                label=name,
+            )
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(5, 3 * columns),
+        fontsize=8,
+        markerscale=2,
+        frameon=False,
+    )
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)

@@ -1,0 +1,138 @@
+"""Batches for Lightning: uint8 images travel once, views are made where the model is."""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emp_plugin.data import ImageData, ImageFiles, StepSampler, generator, make_views, normalise
+from emp_plugin.data.batches import (
+    LAYERS,
+    Batch,
+    EvaluationDataset,
+    StepDataset,
+    as_it_is,
+    ignore_signals,
+)
+from emp_plugin.data.image_views import ViewDataset
+from emp_plugin.solo_learn import pl
+from emp_plugin.solo_learn.transforms import solo_transform
+from emp_plugin.training.lightning import batches_trained
+from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchAugmentation
+
+
+def image_transform(augmentation: PatchAugmentation) -> Callable[[Image.Image], list[Tensor]]:
+    """solo-learn's own transforms, and for patches, which it has none for, our reference pipeline."""
+    return solo_transform(augmentation) or MultiPatchTransform.from_augmentation(augmentation)
+
+
+class PretrainData(pl.LightningDataModule):
+    """Batches for pretraining and validation, with views made on the device.
+
+    Training batches reach the method in solo-learn's form ``[indices, X, targets]``; X is a list of views (b, 3, s, s), or, ``stacked``,
+    the one tensor (n, b, 3, s, s) that a single augmentation of n patches gives. Validation batches are ``(X, targets)``.
+
+    Args:
+        train, validation: images; ``validation`` may be None.
+        views: one on-device transform per augmentation augmentation.
+        batch_size: images per step of one process.
+        seed: of the order and of the augmentations.
+        num_workers: DataLoader processes; images in memory need none, images on disk are decoded there.
+        stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
+        on_device: make the views where the model is; otherwise of PIL images, where the batch is fetched.
+    """
+
+    def __init__(
+        self,
+        train: ImageData | ImageFiles,
+        validation: ImageData | ImageFiles | None,
+        views: list[BatchMultiPatch],
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        stacked: bool = False,
+        on_device: bool = True,
+    ):
+        super().__init__()
+        self.on_device = on_device
+        self.train, self.validation = train, validation
+        self.views, self.stacked = views, stacked
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.resumed_batches = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._batches()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # Lightning makes the loader, whose workers begin to fetch, before it restores its own count
+        self.resumed_batches = state["batches"]
+
+    def _batches(self) -> int:
+        return max(self.resumed_batches, batches_trained(self.trainer))
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, step) of the next batch."""
+        steps = len(self.sampler)
+        limit = self.trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+        return divmod(self._batches(), steps)
+
+    def train_dataloader(self) -> DataLoader:
+        self.sampler = StepSampler(
+            len(self.train),
+            self.batch_size,
+            self.seed,
+            self._position,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        if self.on_device:
+            dataset = StepDataset(self.train)
+        else:
+            transforms = [image_transform(view.augmentation) for view in self.views]
+            dataset = ViewDataset(self.train, transforms, self.seed)
+        return self._loader(dataset, batch_sampler=self.sampler)
+
+    def val_dataloader(self):
+        if self.validation is None:
+            return []
+        data, processes = self.validation, self.trainer.world_size
+        if processes > 1:  # every image in one process
+            data = data.subset(torch.arange(self.trainer.global_rank, len(data), processes))
+        return self._loader(EvaluationDataset(data), batch_size=256)
+
+    def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(
+            dataset,
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+    def on_after_batch_transfer(self, batch, dataloader_idx: int):
+        if not isinstance(batch, Batch):
+            images, targets = batch
+            augmentation = self.views[0].augmentation
+            return normalise(images, augmentation.mean, augmentation.std), targets
+        step, images, targets = batch
+        # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
+        torch.manual_seed(
+            generator(
+                self.seed, LAYERS, step.epoch, step.step, self.trainer.global_rank
+            ).initial_seed()
+        )
+        if not self.on_device:
+            return [step.indices, torch.stack(images) if self.stacked else images, targets]
+        made = make_views(
+            self.views, images, step, self.seed, self.batch_size * self.trainer.world_size
+        )
+        return [
+            step.indices,
+            made[0] if self.stacked else [view for patches in made for view in patches],
+            targets,
+        ]

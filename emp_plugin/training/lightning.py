@@ -1,0 +1,69 @@
+"""All that we read or set in Lightning beyond its documented interface, a function each.
+
+A new Lightning may change any of it; tests/training/test_lightning.py says which.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emp_plugin.solo_learn import pl
+
+
+def batches_trained(trainer: pl.Trainer) -> int:
+    """Batches of all epochs that training has behind it, those of before a resume included."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def epochs_begun(checkpoint: dict[str, Any]) -> int:
+    """Epochs that a checkpoint's training has begun.
+
+    The epoch counted in a checkpoint has no batch yet if it was written between two epochs.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return checkpoint["epoch"] + (progress["current"]["processed"] > 0)
+
+
+def align_step_count(trainer: pl.Trainer) -> None:
+    """Lightning's count for the loggers is one ahead when it continues from between two steps."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def add_completed_epochs(trainer: pl.Trainer, epochs: int) -> None:
+    """Move the count of completed epochs; Lightning resumes from an epoch's last moment alone."""
+    progress = trainer.fit_loop.epoch_progress
+    for count in (progress.total, progress.current):
+        count.completed += epochs
+
+
+def requeue_signal(trainer: pl.Trainer) -> int | None:
+    """The signal by which SLURM asks a job to stop and be queued again; None elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return environment.requeue_signal if getattr(environment, "auto_requeue", False) else None
+
+
+def epoch_sums(trainer: pl.Trainer) -> dict[str, list[Tensor]]:
+    """[sum, weight] behind each mean that Lightning logs at the end of the epoch, so far.
+
+    With several processes these are the means over the processes.
+    """
+    sums = {}
+    for key, metric in trainer.fit_loop.epoch_loop._results.items():
+        if metric.meta.on_epoch and metric.meta.is_mean_reduction:
+            parts = (metric.value, metric.cumulated_batch_size)
+            sums[key] = [
+                trainer.strategy.reduce(part.float().clone(), reduce_op="mean") for part in parts
+            ]
+    return sums
+
+
+def add_epoch_sums(trainer: pl.Trainer, sums: dict[str, list[Tensor]]) -> None:
+    """Add sums of :func:`epoch_sums` to the means of this epoch; those added leave ``sums``."""
+    results = trainer.fit_loop.epoch_loop._results
+    for key in [key for key in sums if key in results]:
+        value, weight = (
+            torch.as_tensor(part, device=results[key].value.device) for part in sums.pop(key)
+        )
+        results[key].value = results[key].value + value
+        results[key].cumulated_batch_size = results[key].cumulated_batch_size + weight

@@ -1,0 +1,106 @@
+"""Pictures of a run: the patches of one image as the network sees them, and the curves of training."""
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+
+from emp_plugin.transforms import PatchAugmentation  # noqa: E402
+
+CURVES = {  # panel -> columns of metrics.csv, and what they are called in the legend
+    "coding rate (nats)": {"train_coding_rate": "training"},
+    "invariance (cosine)": {"train_invariance": "training"},
+    "effective rank": {"train_effective_rank": "training"},
+    "online top-1 accuracy (%)": {
+        "train_acc1": "training batches, from their views",
+        "val_acc1": "evaluation set, whole images",
+    },
+}
+
+
+def draw_patches(
+    image: Tensor, patches: Tensor, augmentation: PatchAugmentation, path: Path, most: int = 40
+) -> None:
+    """Draw a uint8 image (3, H, W) and its normalised patches (n, 3, s, s), at most ``most`` of them."""
+    shown = patches[:most].float().cpu()
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
+    columns = min(10, len(shown))
+    rows = -(-len(shown) // columns)
+    side = max(2, rows)  # cells that the image takes
+    figure = plt.figure(figsize=(0.8 * (columns + side + 0.5), 0.8 * side + 0.3))
+    grid = figure.add_gridspec(
+        side,
+        columns + side + 1,
+        width_ratios=[1] * side + [0.5] + [1] * columns,
+        wspace=0.06,
+        hspace=0.06,
+        left=0.01,
+        right=0.99,
+        bottom=0.02,
+        top=1 - 0.3 / figure.get_figheight(),
+    )
+    whole = figure.add_subplot(grid[:, :side])
+    whole.imshow(image.permute(1, 2, 0).cpu())
+    whole.set_title(f"an image, {image.shape[-1]}x{image.shape[-2]}", fontsize=8)
+    whole.axis("off")
+    for i, patch in enumerate(shown):
+        axis = figure.add_subplot(grid[i // columns, i % columns + side + 1])
+        axis.imshow((patch * std + mean).clamp(0, 1).permute(1, 2, 0))
+        axis.axis("off")
+        if i == 0:
+            axis.set_title(
+                f"{len(shown)} of its {len(patches)} patches, {patches.shape[-1]}x{patches.shape[-1]}",
+                fontsize=8,
+                loc="left",
+            )
+    save_figure(figure, path)
+
+
+def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
+    """Draw the curves of ``metrics.csv`` against optimiser steps: the objective, which every method logs under a name of its own, and what it logs of CURVES."""
+    metrics = metrics.rename(columns=lambda name: name.removesuffix("_step"))
+    objective = {
+        name: name.removeprefix("train_")
+        for name in metrics
+        if name.endswith(("_loss", "_cos_sim"))
+        and not name.startswith("val_")
+        and "class_loss" not in name
+    }
+    panels = {
+        title: {
+            column: label
+            for column, label in columns.items()
+            if column in metrics and metrics[column].notna().any()
+        }
+        for title, columns in ({"loss": objective} | CURVES).items()
+    }
+    panels = {title: columns for title, columns in panels.items() if columns}
+    if not panels:
+        return
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained"
+    )
+    for axis, (title, columns) in zip(axes[0], panels.items()):
+        for (column, label), style in zip(
+            columns.items(), ({"color": "#0072B2"}, {"color": "#D55E00", "marker": "o"})
+        ):
+            curve = metrics[["step", column]].dropna()
+            axis.plot(curve["step"], curve[column], label=label, linewidth=1, **style)
+        axis.set_xlabel("optimiser step")
+        axis.set_ylabel(title)
+        if len(columns) > 1:
+            axis.legend(fontsize=7, loc="lower right")
+    save_figure(figure, path)
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    temporary.replace(path)

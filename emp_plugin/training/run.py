@@ -1,0 +1,324 @@
+"""One pretraining run, from configuration to summary."""
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from emp_plugin.config import augmentations, trainer_arguments, uses_gpu
+from emp_plugin.data import ImageData, ImageFiles, make_views
+from emp_plugin.data.batches import Step
+from emp_plugin.errors import UserError
+from emp_plugin.solo_learn import pl
+from emp_plugin.training import pictures
+from emp_plugin.training.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    Progress,
+    StopOnBrokenLoss,
+)
+from emp_plugin.training.data import PretrainData
+from emp_plugin.training.folder import (
+    SUMMARY,
+    checkpoints_in,
+    claim,
+    new_folder,
+    unfinished_folder,
+    versions,
+    write_text,
+)
+from emp_plugin.training.metrics import MetricsCSV
+from emp_plugin.training.probing import (
+    evaluate_run,
+    fresh_method,
+    load_data,
+    load_method,
+    print_table,
+)
+from emp_plugin.transforms import BatchMultiPatch
+
+
+def pretrain(cfg: DictConfig) -> Path:
+    """Train, evaluate and describe one run; returns its folder.
+
+    Raises:
+        UserError: for data, settings or hardware that cannot work, and for a loss that is not finite.
+    """
+    train, test = load_data(cfg.data)
+    resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
+    folder = unfinished_folder(cfg) if resuming else None
+    checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
+    resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
+    folder = folder or new_folder(cfg)
+    trainer = build_trainer(
+        cfg, folder
+    )  # before the method: solo-learn's head counts the devices, which may be nonsense
+    model = fresh_method(cfg)
+    if len(train) < cfg.optimizer.batch_size * trainer.world_size:
+        raise UserError(
+            f"{len(train)} training images are fewer than a batch: optimizer.batch_size={cfg.optimizer.batch_size}"
+            + (f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else "")
+        )
+    if not trainer.is_global_zero:  # the first process alone writes and evaluates
+        fit(cfg, trainer, model, train, test, folder, checkpoint)
+        return folder
+    with claim(
+        folder,
+        cfg,
+        checkpoint_bytes(cfg, model, len(train) // (cfg.optimizer.batch_size * trainer.world_size)),
+    ):
+        print(
+            f"run folder: {folder}"
+            + (f", continued from {checkpoint} (step {resumed_step})" if checkpoint else "")
+        )
+        trainer.loggers = build_loggers(cfg, folder, resumed_step)
+        draw_first_patches(cfg, train, folder)
+        trained = fit(cfg, trainer, model, train, test, folder, checkpoint)
+        summarise(cfg, trainer, model, train, test, folder, trained)
+    print(f"results: {folder}")
+    return folder
+
+
+def fit(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    train: ImageData | ImageFiles,
+    test: ImageData | ImageFiles | None,
+    folder: Path,
+    checkpoint: str | Path | None,
+) -> float:
+    """Train the model, from the checkpoint if there is one; returns the seconds of training, those before the checkpoint included."""
+    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+    data = PretrainData(
+        train,
+        test,
+        views,
+        cfg.optimizer.batch_size,
+        cfg.seed,
+        cfg.data.num_workers,
+        stacked=cfg.method == "emp",
+        on_device=cfg.data.views == "device",
+    )
+    timer = pl.callbacks.Timer()
+    trainer.callbacks += [timer, StopOnBrokenLoss()]
+    if cfg.checkpoint.enabled:
+        trainer.callbacks.append(
+            Checkpoints(
+                folder,
+                cfg.checkpoint.every_n_steps,
+                cfg.checkpoint.min_seconds,
+                cfg.checkpoint.frequency,
+                cfg.checkpoint.keep_prev,
+                OmegaConf.to_container(cfg),
+                cfg.checkpoint.keep_every_n_steps,
+            )
+        )
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (
+        SystemExit
+    ) as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C
+        raise KeyboardInterrupt from stop
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}"
+        ) from error
+    except (
+        RuntimeError,
+        ConnectionError,
+        EOFError,
+    ) as error:  # the others when a worker dies while it hands something over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        images = [
+            path
+            for data in (train, test)
+            if isinstance(data, ImageFiles)
+            for path in data.died_on()
+        ]
+        reading, said = (
+            f", reading {', '.join(images)}" if images else "",
+            (str(error) or type(error).__name__).splitlines()[0],
+        )
+        raise UserError(
+            f"a data worker died after step {trainer.global_step}{reading} ({said}): out of memory, perhaps; "
+            "data.num_workers=0 fetches images in the main process"
+        ) from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the first process evaluates alone
+    return timer.time_elapsed("train")
+
+
+def summarise(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    train: ImageData | ImageFiles,
+    test: ImageData | ImageFiles | None,
+    folder: Path,
+    trained: float,
+) -> None:
+    """Evaluate a trained model and leave evaluation.csv, curves.png and, last, summary.json: the sign that a run is finished."""
+    began = time.perf_counter()
+    device = trainer.strategy.root_device
+    if cfg.evaluation.enabled and test is None:
+        print(
+            "these images have no labels: no probes; evaluate the checkpoint on a dataset that has them with scripts/linear"
+        )
+    rows = (
+        evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv")
+        if cfg.evaluation.enabled and test is not None
+        else []
+    )
+    images = (
+        trainer.global_step
+        * cfg.accumulate_grad_batches
+        * cfg.optimizer.batch_size
+        * trainer.world_size
+    )
+    patches = images * sum(augmentation.num_patches for augmentation in augmentations(cfg))
+    summary = {
+        "method": cfg.method,
+        "name": cfg.name,
+        "dataset": cfg.data.dataset,
+        "holdout": cfg.data.holdout,
+        "seed": cfg.seed,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "images": images,
+        "patches": patches,
+        "batch_norm_group": batch_norm_group(cfg),
+        "train_seconds": round(trained, 1),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
+        "patches_per_second": round(patches / trained, 1),
+        "command": " ".join(sys.argv),
+        "versions": versions(),
+        "evaluation": rows,
+    }
+    if rows:
+        print_table(
+            rows,
+            f"{cfg.name}: {trainer.current_epoch} epochs, {trainer.global_step} steps, {trained / 60:.1f} minutes of training",
+        )
+    if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
+        pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def batch_norm_group(cfg: DictConfig) -> int:
+    """Patches that pass the backbone together in a process and share BatchNorm's statistics: EMP's n x b, or those of a chunk; of others one view's batch."""
+    if cfg.method != "emp":
+        return cfg.optimizer.batch_size
+    [augmentation] = augmentations(cfg)
+    return cfg.optimizer.batch_size * min(
+        augmentation.num_patches, cfg.method_kwargs.get("patch_chunk") or augmentation.num_patches
+    )
+
+
+def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
+    """The newest checkpoint of an unfinished run that can be read, None if none was written; broken ones are named.
+
+    Raises:
+        UserError: if all of them are broken.
+    """
+    checkpoints = checkpoints_in(folder)
+    for path in checkpoints:
+        try:
+            load_method(path, like=cfg)
+            return path
+        except UserError as error:
+            print(f"skipped: {error}")
+    if checkpoints:
+        raise UserError(
+            f"no checkpoint of {folder} can be read; remove that folder, or start anew with auto_resume.enabled=False"
+        )
+    return None
+
+
+def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
+    """What the checkpoints of a run take at least: weights and one moment of the optimiser, as often as it keeps them (and one being written)."""
+    weights = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in model.state_dict().values()
+        if isinstance(tensor, torch.Tensor)
+    )
+    kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
+    if cfg.checkpoint.keep_every_n_steps:
+        limit = cfg.get("limit_train_batches") or 1.0
+        steps = cfg.max_epochs * (
+            min(limit, steps_per_epoch) if isinstance(limit, int) else int(limit * steps_per_epoch)
+        )
+        kept += steps // cfg.checkpoint.keep_every_n_steps
+    return 2 * weights * (3 + kept) if cfg.checkpoint.enabled else 0
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+    """Lightning's Trainer as configured, without loggers and checkpoints. Raises UserError for what this machine cannot do.
+
+    BatchNorm's statistics are taken over all GPUs (``sync_batchnorm``), as if the batch were on one; torch cannot do that without GPUs.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are in memory
+    warnings.filterwarnings(
+        "ignore", ".*your dataloader is not resumable.*"
+    )  # StepSampler continues from the trainer's count
+    views = sum(augmentation.num_patches for augmentation in augmentations(cfg))
+    progress = (
+        [Progress(cfg.optimizer.batch_size * views)] if cfg.get("enable_progress_bar", True) else []
+    )
+    arguments = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)} | trainer_arguments(
+        cfg
+    )
+    try:
+        return pl.Trainer(
+            max_epochs=cfg.max_epochs,
+            callbacks=progress,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            **arguments,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Trainer: {error}") from error
+
+
+def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
+    """metrics.csv always (a continued run keeps the rows before ``resumed_step``), TensorBoard and W&B by setting."""
+    try:
+        return [MetricsCSV(folder / "metrics.csv", resumed_step), *_optional_loggers(cfg, folder)]
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}; install it, or switch that logger off") from error
+
+
+def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
+    loggers = []
+    if cfg.tensorboard.enabled:
+        loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
+    if cfg.wandb.enabled:
+        loggers.append(
+            pl.loggers.WandbLogger(
+                name=cfg.name,
+                project=cfg.wandb.project,
+                entity=cfg.wandb.entity,
+                offline=cfg.wandb.offline,
+                save_dir=folder,
+                config=OmegaConf.to_container(cfg),
+            )
+        )
+    return loggers
+
+
+def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, folder: Path) -> None:
+    """patches.png: the first image of the training set, cut and augmented by the run's augmentations."""
+    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+    image = train.fetch(torch.tensor([0]))
+    made = make_views(views, image, Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
+    patches = torch.cat([view[:, 0] for view in made])
+    pictures.draw_patches(image[0], patches, views[0].augmentation, folder / "patches.png")

@@ -1,0 +1,244 @@
+import dataclasses
+
+import pytest
+import torch
+
+from emp_plugin.config import Probe, augmentations, read_config, trainer_arguments
+from emp_plugin.errors import UserError
+from support import SCRIPTS
+
+
+def test_the_shipped_recipe_is_the_paper_s(config):
+    cfg = config("cifar/emp")
+    assert (cfg.method, cfg.method_kwargs.preset, cfg.max_epochs, cfg.data.num_classes) == (
+        "emp",
+        "code",
+        1,
+        10,
+    )
+    assert cfg.optimizer.kwargs == {
+        "momentum": 0.9,
+        "nesterov": True,
+        "eta": 0.005,
+        "clip_lr": True,
+        "exclude_bias_n_norm": True,
+    }
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.batch_size) == (
+        0.3,
+        1e-4,
+        100,
+    )
+    (augmentation,) = augmentations(cfg)
+    assert (
+        augmentation.num_patches,
+        augmentation.patch_size,
+        augmentation.output_size,
+        augmentation.interpolation,
+    ) == (20, 16, 32, "bilinear")
+    assert augmentation.jitter == (0.4, 0.4, 0.4, 0.2)
+    assert augmentation.blur_sigma == (0.1, 2.0)
+    assert augmentation.mean == (0.5, 0.5, 0.5)
+    assert (
+        augmentation.flip_prob,
+        augmentation.jitter_prob,
+        augmentation.grey_prob,
+        augmentation.blur_prob,
+        augmentation.solarize_prob,
+    ) == (0.5, 0.8, 0.2, 0.1, 0.1)
+    assert augmentations(config("cifar/emp_native"))[0].output_size == 16
+
+
+def test_the_folders_of_datasets_hold_recipes_with_their_command_and_nothing_else():
+    """A comparison takes ``<recipe>.key=value`` for an override of that recipe alone: of another file there it would be lost."""
+    recipes = [
+        path
+        for path in (SCRIPTS / "pretrain").glob("*/*.yaml")
+        if path.parent.name not in ("augmentations", "datasets", "methods")
+    ]
+    assert len(recipes) >= 6 * 5
+    assert not [path for path in recipes if not path.with_suffix(".sh").is_file()]
+
+
+def test_overrides(config):
+    cfg = config(
+        "cifar/emp",
+        "data.dataset=cifar100",
+        "max_epochs=30",
+        "data.num_patches=200",
+        "optimizer.lr=0.1",
+        "backbone.stem_padding=1",
+        "limit_train_batches=5",
+        "precision=16-mixed",
+        "method_kwargs.preset=paper",
+    )
+    assert cfg.name == "emp-cifar100"
+    assert cfg.data.num_classes == 100
+    assert cfg.data.num_large_crops == 200
+    assert augmentations(cfg)[0].num_patches == 200
+    assert cfg.optimizer.lr == 0.1
+    assert cfg.backbone.stem_padding == 1
+    assert trainer_arguments(cfg)["limit_train_batches"] == 5
+    assert cfg.method_kwargs.preset == "paper"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "cpu", "accelerator", "expected"),
+    [
+        (True, True, "AMD EPYC", "auto", ("bf16-mixed", 128, True, "auto", [0])),
+        (True, False, "AMD EPYC", "gpu", ("16-mixed", 128, True, "gpu", [0])),
+        (True, True, "AMD EPYC", "cpu", ("bf16-mixed", 16, False, "cpu", 1)),
+        (False, True, "AMD EPYC", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
+        (False, False, "AMD EPYC", "auto", ("32", 16, False, "cpu", 1)),  # and not Apple's GPU
+        (False, True, "Intel Xeon", "auto", ("32", 16, False, "cpu", 1)),
+        (False, True, "Intel Xeon with AMX", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
+    ],
+)
+def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, cpu, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation
+    )
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    monkeypatch.setattr(
+        torch.cpu,
+        "get_capabilities",
+        lambda: {"cpu_name": cpu, "amx_tile": "AMX" in cpu},
+        raising=False,
+    )
+    cfg = config("cifar/emp", f"accelerator={accelerator}")
+    arguments = trainer_arguments(cfg)
+    assert (
+        cfg.precision,
+        cfg.evaluation.bag_patches,
+        cfg.evaluation.bag_augmented,
+        arguments["accelerator"],
+        arguments["devices"],
+    ) == expected
+    assert config("cifar/emp", "precision=16-mixed").precision == "16-mixed"
+
+
+def test_patches_by_share_of_the_image(config):
+    (augmentation,) = augmentations(
+        config("cifar/emp", "data.patch_size=null", "data.scale=[0.2,0.5]")
+    )
+    assert (
+        augmentation.patch_size,
+        augmentation.scale,
+        augmentation.ratio,
+        augmentation.num_patches,
+    ) == (None, (0.2, 0.5), (1.0, 1.0), 20)
+    (augmentation,) = augmentations(
+        config("cifar/emp", "augmentations=[{crop_size: 24, num_crops: 3, patch_size: 8}]")
+    )
+    assert (augmentation.patch_size, augmentation.output_size, augmentation.num_patches) == (
+        8,
+        24,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("cifar/emp", "emp_crop_grey"),
+        ("tiny-imagenet/emp", "emp_crop_grey"),
+        ("cifar/simclr", "crop_grey"),
+        ("cifar/byol", "crop_grey"),
+        ("cifar/swav", "crop_grey"),
+        ("imagenet100/simclr", "crop_grey"),
+    ],
+)
+def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(config, name, preset):
+    usual, few = config(name), config(name, f"augmentations={preset}")
+    off = {
+        "flip_prob": 0.0,
+        "jitter_prob": 0.0,
+        "jitter": (0.0,) * 4,
+        "blur_prob": 0.0,
+        "solarize_prob": 0.0,
+    }
+    views = [
+        [
+            augmentation.with_patches(1)
+            for augmentation in augmentations(cfg)
+            for _ in range(augmentation.num_patches)
+        ]
+        for cfg in (usual, few)
+    ]
+    assert [dataclasses.replace(augmentation, **off) for augmentation in views[0]] == views[1]
+    assert views[0][0].grey_prob == 0.2
+    assert usual != few
+    for cfg in (usual, few):
+        del cfg["augmentations"]
+    assert usual == few
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimzer.lr=1", "unknown setting 'optimzer.*did you mean 'optimizer"),
+        ("optimizer.learning_rate=1", "unknown setting 'optimizer.learning_rate'"),
+        ("optimizer.lr=fast", "optimizer.lr.*'fast'"),
+        ("max_epochs=0", "max_epochs must be at least 1"),
+        ("max_epochs=1.5", "max_epochs"),
+        ("data.dataset=mnist", "unknown data.dataset 'mnist'.*digits"),
+        ("optimizer.batch_size=1", "batch_size must be at least 2"),
+        ("data.patch_size=33", "larger than the images"),
+        ("data.image_size=16", "for digits, imagenet100, custom; images of cifar10 have 32"),
+        ("data.num_patches=0", "augmentations: num_patches"),
+        ("augmentations=[{colour_jitter: {prob: 1}}]", "unknown augmentation keys: colour_jitter"),
+        ("augmentations=unheard_of", "unheard_of"),
+        ("scheduler.interval=epoch", "scheduler.interval"),
+        ("evaluation.views=[top]", "evaluation.views"),
+        ("data.holdout=1.5", "data.holdout"),
+        ("data.fraction=2", "data.fraction"),
+        ("data.scale=[0.2,0.3]", "set patch_size to null"),
+        ("seed=-1", "seed must not be negative"),
+        ("optimizer.kwargs.eta=fast", "optimizer.kwargs.eta must be a number"),
+        ("optimizer.weight_decay=-1", "weight_decay"),
+        ("evaluation.probes=[]", "must not be empty"),
+        ("evaluation.probes=[svm]", "knows linear, mlp and knn"),
+        ("evaluation.label_fractions=[0.1,10]", "label_fractions are in"),
+        ("evaluation.mlp.hidden=0", "evaluation.mlp.hidden"),
+        ("evaluation.mlp.lr=0", "evaluation.mlp: "),
+        ("optimizer.lr", "key=value"),
+        ("limit_trian_batches=3", "did you mean 'limit_train_batches'"),
+        ("name=???", "name is not set"),
+    ],
+)
+def test_mistakes_are_named(config, override, message):
+    with pytest.raises(UserError, match=message):
+        config("cifar/emp", override)
+
+
+def test_missing_files_are_named():
+    with pytest.raises(UserError, match="not a folder"):
+        read_config(str(SCRIPTS / "nowhere"), "emp", [])
+    with pytest.raises(UserError, match="cifar/emq"):
+        read_config(str(SCRIPTS / "pretrain"), "cifar/emq", [])
+
+
+def test_probe_configuration():
+    with pytest.raises(UserError, match="pretrained_feature_extractor is not set"):
+        read_config(str(SCRIPTS / "linear" / "cifar"), "emp", [], Probe)
+    probe = read_config(
+        str(SCRIPTS / "knn" / "cifar"),
+        "emp",
+        ["pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4"],
+        Probe,
+    )
+    assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn"], 4)
+    path = "pretrained_feature_extractor=a run/epoch=1.ckpt"
+    assert (
+        read_config(
+            str(SCRIPTS / "knn" / "cifar"), "emp", [path], Probe
+        ).pretrained_feature_extractor
+        == "a run/epoch=1.ckpt"
+    )
+    with pytest.raises(UserError, match="unknown setting 'max_epochs'"):
+        read_config(
+            str(SCRIPTS / "knn" / "cifar"),
+            "emp",
+            ["pretrained_feature_extractor=x.ckpt", "max_epochs=4"],
+            Probe,
+        )

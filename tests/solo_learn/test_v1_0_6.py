@@ -1,0 +1,48 @@
+"""What is particular to solo-learn's repository head: its constructors, and what it needs to be patched for."""
+
+import pytest
+import torch
+
+from emp_plugin.solo_learn import API, METHODS, backbone_of, build_method, pl
+
+pytestmark = pytest.mark.skipif(
+    API != "1.0.6",
+    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+)
+
+
+def test_emp_is_built_as_every_method_there_is(tools):
+    """As the head's main_pretrain.py does it: METHODS[cfg.method](cfg), after add_and_assert_specific_cfg has filled in defaults."""
+    cfg = tools.make_config("emp")
+    for key in ("knn_eval", "accumulate_grad_batches"):
+        del cfg[key]
+    method = METHODS[cfg.method](METHODS[cfg.method].add_and_assert_specific_cfg(cfg))
+    assert cfg.knn_eval.enabled is False
+    assert method.settings.embedding_dim == 32
+    assert method.lr == 0.4
+    assert torch.isfinite(
+        method.training_step([None, [torch.randn(4, 3, 8, 8)] * 2, torch.arange(4) % 3], 0)
+    )
+
+
+def test_a_missing_setting_is_named(tools):
+    cfg = tools.make_config("simclr")
+    del cfg.method_kwargs.temperature
+    with pytest.raises(ValueError, match="method_kwargs.temperature is not set; simclr needs it"):
+        build_method(cfg)
+
+
+def test_the_stem_without_our_repair_is_for_cifar_alone(tools):
+    cfg = tools.make_config("simclr", data__dataset="digits")
+    cfg.performance = {}
+    assert METHODS["simclr"](cfg.copy()).backbone.conv1.kernel_size == (7, 7)
+    assert backbone_of(build_method(cfg)).conv1.kernel_size == (3, 3)
+
+
+def test_weight_decay_can_spare_biases_and_norms(tools):
+    method = build_method(tools.make_config("simclr", optimizer__exclude_bias_n_norm_wd=True))
+    assert method.exclude_bias_n_norm_wd
+
+
+def test_lightning_of_this_generation():
+    assert pl.__name__ == "lightning.pytorch"

@@ -1,0 +1,102 @@
+"""EMP with other backbones than the recipes' ResNet-18, from training to evaluation."""
+
+import json
+
+import pytest
+import torch
+
+from emp_plugin import main_linear, main_pretrain
+from emp_plugin.errors import UserError
+from support import SCRIPTS
+
+TINY = [
+    "precision=32",
+    "optimizer.batch_size=8",
+    "data.num_patches=2",
+    "data.holdout=0.03",
+    "data.fraction=0.03",
+    "limit_train_batches=2",
+    "max_epochs=1",
+    "method_kwargs.embedding_dim=16",
+    "method_kwargs.proj_hidden_dim=16",
+    "method_kwargs.proj_output_dim=8",
+    "evaluation.probes=[knn]",
+    "evaluation.bag_patches=2",
+    "evaluation.references=False",
+    "accelerator=cpu",
+    "enable_progress_bar=False",
+]
+VIT = [
+    "backbone.name=vit_tiny",
+    "backbone.kwargs={patch_size: 8}",
+    "backbone.stem_padding=null",
+    "data.image_size=32",
+]
+BAG = ["evaluation.views=[bag]", "limit_val_batches=0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "views"),
+    [
+        (["backbone.name=resnet50"], 2048, ["whole", "bag of 2 plain"]),
+        ([*VIT, *BAG], 192, ["bag of 2 plain"]),
+        ([*VIT, "data.output_size=32"], 192, ["whole", "bag of 2 plain"]),
+    ],
+)
+def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, capsys):
+    assert (
+        main_pretrain.main(
+            [
+                "--config-path",
+                str(SCRIPTS / "pretrain"),
+                "--config-name",
+                "digits/emp",
+                *TINY,
+                *settings,
+                f"checkpoint.dir={tmp_path}",
+            ]
+        )
+        == 0
+    )
+    (run,) = tmp_path.glob("emp/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert [(row["features"], row["view"]) for row in summary["evaluation"]] == [
+        (name, view) for view in views for name in ("backbone", "embedding")
+    ]
+    assert (
+        torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["classifier.weight"].shape[1]
+        == width
+    )
+    if views == ["bag of 2 plain"]:
+        probe = [
+            "--config-path",
+            str(SCRIPTS / "linear" / "digits"),
+            "--config-name",
+            "emp",
+            f"pretrained_feature_extractor={run / 'last.ckpt'}",
+        ]
+        assert main_linear.main(probe) == 1
+        assert (
+            "cannot take whole images of 32x32: set evaluation.views=[bag]"
+            in capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            VIT,
+            "vit_tiny is built for 16x16 pixels and cannot take whole images of 32x32: set evaluation.views=\\[bag\\]",
+        ),
+        ([*VIT, "evaluation.views=[bag]"], "limit_val_batches=0"),
+        (
+            [*VIT, *BAG, "backbone.kwargs={img_size: 24, patch_size: 8}"],
+            "built for 24x24 pixels, but views have 16x16",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_a_transformer(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        config("digits/emp", *settings)
