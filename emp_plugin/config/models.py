@@ -1,7 +1,7 @@
 """The settings of a run and of a probe: every name, its type and its default.
 
-The schema is that of solo-learn 1.0.6, plus ``evaluation`` and ``tensorboard``, which are ours. Any
-argument of Lightning's Trainer may stand beside it.
+The schema is solo-learn 1.0.6's. ``evaluation`` and ``tensorboard`` are ours. Any argument of
+Lightning's Trainer may stand beside it.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +14,8 @@ from omegaconf import MISSING
 class Backbone:
     name: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
-    stem_padding: int | None = (
-        None  # of the 3x3 stem for small images: solo-learn's is 2, the EMP-SSL authors' 1
-    )
+    # of the 3x3 stem for small images: solo-learn's is 2, the EMP-SSL authors' 1
+    stem_padding: int | None = None
 
 
 @dataclass
@@ -30,28 +29,26 @@ class Momentum:
 class Data:
     dataset: str = MISSING
     train_path: str | None = "./datasets"
-    val_path: str | None = (
-        None  # custom: class folders to evaluate on; the head's key, but the other datasets find theirs in train_path
-    )
-    image_size: int | None = (
-        None  # digits, imagenet100 and custom: side in pixels that images are resized to; None: 32, 224, 224
-    )
+    # custom: class folders to evaluate on; the other datasets find theirs in train_path
+    val_path: str | None = None
+    # digits, imagenet100, custom: side in pixels that images are resized to; None: 32, 224, 224
+    image_size: int | None = None
     format: str = "image_folder"
     num_workers: int = 0
-    views: str = "device"  # made where the model is; image: of PIL images in the workers, by solo-learn's own transforms
+    # device: made where the model is; image: by solo-learn's transforms, of PIL images in the workers
+    views: str = "device"
     fraction: float = -1
-    num_patches: int = 20  # the EMP recipes' augmentation refers to these: patches per image,
-    patch_size: int | None = 16  # their side in the image's pixels,
-    output_size: int = 32  # the side they, and the baselines' views, are resized to,
-    interpolation: str = "bilinear"  # and how;
-    scale: list[float] | None = (
-        None  # with patch_size=null: share of the image's area, (low, high), that a patch takes,
-    )
-    ratio: list[float] | None = None  # and its width / height, (low, high); null: square
+    # what the EMP recipes' augmentation refers to, as far as ratio
+    num_patches: int = 20  # per image
+    patch_size: int | None = 16  # side in the image's pixels; null: see scale
+    output_size: int = 32  # side that patches, and the baselines' views, are resized to
+    interpolation: str = "bilinear"
+    # with patch_size=null: share of the image's area that a patch takes, (low, high)
+    scale: list[float] | None = None
+    ratio: list[float] | None = None  # width / height of a patch, (low, high); null: square
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
-    normalisation: dict[str, Any] = field(
-        default_factory=dict
-    )  # mean and std by dataset, for the augmentations that refer to them
+    # mean and std by dataset, for the augmentations that refer to them
+    normalisation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,9 +79,8 @@ class Checkpoint:
     frequency: int = 1  # epochs between two kept checkpoints
     keep_prev: bool = False
     every_n_steps: int = 100  # last.ckpt is written this often
-    min_seconds: float = (
-        60  # but not sooner than this after the one before, except at an epoch's end
-    )
+    # least time between two of these writes, except at an epoch's end
+    min_seconds: float = 60
     keep_every_n_steps: int | None = None  # step=N.ckpt is kept this often
 
 
@@ -129,31 +125,34 @@ class LinearProbe:
 
 @dataclass
 class MLPProbe(LinearProbe):
-    """The linear probe's SGD with a hidden layer of ReLUs, for the evaluation of arXiv 2303.01986. Its published code (FFCV-SSL) has linear probes
-    alone, so that the settings are ours: those of the linear probe, and the width of a ResNet-18's features."""
+    """A linear probe with one hidden layer of ReLUs, for the evaluation of arXiv 2303.01986.
+
+    The paper's code (FFCV-SSL) has linear probes alone, so the settings are ours: those of the
+    linear probe, and the width of a ResNet-18's features.
+    """
 
     hidden: int = 512
 
 
 @dataclass
 class Evaluation:
-    """The evaluation that ends a run: every view and probe, always beside raw pixels and the untrained backbone."""
+    """The evaluation that ends a run: every view and probe.
+
+    Raw pixels and the untrained backbone always stand beside it.
+    """
 
     enabled: bool = True
     views: list[str] = field(default_factory=lambda: ["whole", "bag"])
     probes: list[str] = field(default_factory=lambda: ["linear", "knn"])  # or mlp
-    label_fractions: list[float] = field(
-        default_factory=lambda: [1.0]
-    )  # the probes learn from these parts of the training labels
+    # the probes learn from these parts of the training labels
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])
     bag_patches: int | None = None  # as published 128 on a GPU; without one 16
-    bag_augmented: bool | None = (
-        None  # as published augmented like training's on a GPU; without one (16 are few) only cropped
-    )
+    # as published augmented like training's on a GPU; without one (16 are few) only cropped
+    bag_augmented: bool | None = None
     linear: LinearProbe = field(default_factory=LinearProbe)
     mlp: MLPProbe = field(default_factory=MLPProbe)
-    references: bool = (
-        True  # raw pixels and the untrained network beside it; a comparison has them once
-    )
+    # raw pixels and the untrained network beside it; a comparison has them once
+    references: bool = True
 
 
 @dataclass
