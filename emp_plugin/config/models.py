@@ -35,7 +35,7 @@ class Data:
     image_size: int | None = None
     format: str = "image_folder"
     num_workers: int = 0
-    # device: made where the model is; image: by solo-learn's transforms, of PIL images in the workers
+    # device: made where the model is; image: by solo-learn, of PIL images in the workers
     views: str = "device"
     fraction: float = -1
     # what the EMP recipes' augmentation refers to, as far as ratio
