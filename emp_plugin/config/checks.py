@@ -1,5 +1,7 @@
 """Rules that a composed configuration must meet, each with the error that says what to do."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -13,17 +15,20 @@ TRANSFORMERS = ("vit", "swin")  # built for one size of images
 
 
 def augmentations(cfg: DictConfig) -> list[PatchAugmentation]:
-    """The augmentation recipes of a run, one per entry of ``augmentations``. Raises UserError for entries that cannot work."""
+    """The augmentations of a run, one per entry of ``augmentations``.
+
+    Raises:
+        UserError: for an entry that cannot work.
+    """
+    entries = [OmegaConf.to_container(entry) for entry in cfg.augmentations]
     try:
-        return [
-            augmentation_from_config(OmegaConf.to_container(entry)) for entry in cfg.augmentations
-        ]
+        return [augmentation_from_config(entry) for entry in entries]
     except (ValueError, TypeError) as error:
         raise UserError(f"augmentations: {error}") from error
 
 
 def backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
-    """``backbone.kwargs``; of a transformer with the size of the views that it is built for."""
+    """``backbone.kwargs``; a transformer's have the size of the views that it is built for."""
     kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
     kwargs = dict(OmegaConf.to_container(kwargs) if isinstance(kwargs, DictConfig) else kwargs)
     size = OmegaConf.select(cfg, "augmentations[0].crop_size")
@@ -43,32 +48,90 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _must(cfg: DictConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+    """Raises UserError, "<name> must <rule>, got <value>", unless ``holds`` of the setting."""
+    value = OmegaConf.select(cfg, name)
+    _require(holds(value), f"{name} must {rule}, got {value}")
+
+
+def _at_least_1(value: float) -> bool:
+    return value >= 1
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
 def check_run(cfg: DictConfig) -> None:
+    """Check the settings of a run against each other and against what can be trained.
+
+    Raises:
+        UserError: for the first one that cannot work.
+    """
+    _check_data(cfg)
+    _check_training(cfg)
+    _check_optimisation(cfg)
+    _check_checkpoints(cfg)
+    _check_views(cfg)
+
+
+def _check_data(cfg: DictConfig) -> None:
+    dataset, side = cfg.data.dataset, cfg.data.image_size
     _require(
-        cfg.data.dataset in NUM_CLASSES,
-        f"unknown data.dataset '{cfg.data.dataset}'; choose one of {', '.join(NUM_CLASSES)}",
+        dataset in NUM_CLASSES,
+        f"unknown data.dataset '{dataset}'; choose one of {', '.join(NUM_CLASSES)}",
     )
-    _require(cfg.seed >= 0, f"seed must not be negative, got {cfg.seed}")
+    _must(cfg, "data.num_workers", _not_negative, "not be negative")
+    _must(cfg, "data.views", lambda views: views in ("device", "image"), "be device or image")
+    _must(
+        cfg,
+        "data.fraction",
+        lambda fraction: fraction == -1 or 0 < fraction <= 1,
+        "be -1 (all) or in (0, 1]",
+    )
+    _must(cfg, "data.holdout", lambda part: not part or 0 < part < 1, "be between 0 and 1")
+    _require(
+        side is None or (dataset in RESIZABLE and side >= 1),
+        f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; "
+        f"images of {dataset} have {IMAGE_SIZE[dataset]} (data.image_size=null)",
+    )
+
+
+def _check_training(cfg: DictConfig) -> None:
+    _must(cfg, "seed", _not_negative, "not be negative")
+    _must(cfg, "max_epochs", _at_least_1, "be at least 1")
     _require(
         cfg.get("max_steps", -1) == -1,
-        "max_steps is not supported: set max_epochs, and limit_train_batches for a part of an epoch",
+        "max_steps is not supported: "
+        "set max_epochs, and limit_train_batches for a part of an epoch",
     )
-    _require(
-        str(cfg.get("precision", 32)) in PRECISIONS,
-        f"precision must be one of {', '.join(PRECISIONS)}, got {cfg.get('precision')}",
+    _must(
+        cfg,
+        "precision",
+        lambda precision: str(precision) in PRECISIONS,
+        f"be one of {', '.join(PRECISIONS)}",
     )
-    _require(
-        cfg.data.num_workers >= 0,
-        f"data.num_workers must not be negative, got {cfg.data.num_workers}",
+    _must(
+        cfg,
+        "accumulate_grad_batches",
+        lambda steps: isinstance(steps, int) and steps >= 1,
+        "be a whole number, at least 1",
     )
-    _require(
-        cfg.data.views in ("device", "image"),
-        f"data.views must be device or image, got '{cfg.data.views}'",
+    _must(cfg, "knn_eval.k", _at_least_1, "be at least 1")
+
+
+def _check_optimisation(cfg: DictConfig) -> None:
+    _must(
+        cfg,
+        "optimizer.batch_size",
+        lambda images: images >= 2,
+        "be at least 2 (BatchNorm needs it)",
     )
-    _require(
-        cfg.data.fraction == -1 or 0 < cfg.data.fraction <= 1,
-        f"data.fraction must be -1 (all) or in (0, 1], got {cfg.data.fraction}",
-    )
+    _must(cfg, "optimizer.lr", _positive, "be positive and finite")
     for name in (
         "optimizer.weight_decay",
         "optimizer.classifier_lr",
@@ -76,95 +139,75 @@ def check_run(cfg: DictConfig) -> None:
         "scheduler.warmup_start_lr",
         "scheduler.min_lr",
     ):
-        _require(
-            0 <= OmegaConf.select(cfg, name) < float("inf"),
-            f"{name} must be finite and not negative, got {OmegaConf.select(cfg, name)}",
-        )
-    for name in ("base_tau", "final_tau"):
-        _require(
-            0 <= cfg.momentum[name] <= 1,
-            f"momentum.{name} must be in [0, 1], got {cfg.momentum[name]}",
-        )
-    for name, value in cfg.optimizer.kwargs.items():
+        _must(cfg, name, lambda value: 0 <= value < math.inf, "be finite and not negative")
+    for name in ("momentum.base_tau", "momentum.final_tau"):
+        _must(cfg, name, lambda tau: 0 <= tau <= 1, "be in [0, 1]")
+    _require(
+        cfg.scheduler.interval == "step",
+        "scheduler.interval must be 'step': "
+        "a schedule by epochs means nothing in a run of one epoch",
+    )
+    kwargs = cfg.optimizer.kwargs
+    for name, value in kwargs.items():
         _require(
             isinstance(value, ListConfig if name == "betas" else (int, float)),
             f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'",
         )
-    momentum, eta = cfg.optimizer.kwargs.get("momentum", 0.9), cfg.optimizer.kwargs.get("eta", 1.0)
-    _require(0 <= momentum < 1, f"optimizer.kwargs.momentum must be in [0, 1), got {momentum}")
-    _require(0 < eta < float("inf"), f"optimizer.kwargs.eta must be positive and finite, got {eta}")
+    if "momentum" in kwargs:
+        _must(cfg, "optimizer.kwargs.momentum", lambda value: 0 <= value < 1, "be in [0, 1)")
+    if "eta" in kwargs:
+        _must(cfg, "optimizer.kwargs.eta", _positive, "be positive and finite")
     _require(
-        momentum > 0 or not cfg.optimizer.kwargs.get("nesterov"),
+        kwargs.get("momentum") != 0 or not kwargs.get("nesterov"),
         "optimizer.kwargs.nesterov needs a momentum, got 0",
     )
-    _require(cfg.max_epochs >= 1, f"max_epochs must be at least 1, got {cfg.max_epochs}")
-    _require(
-        cfg.optimizer.batch_size >= 2,
-        f"optimizer.batch_size must be at least 2 (BatchNorm needs it), got {cfg.optimizer.batch_size}",
-    )
-    _require(
-        0 < cfg.optimizer.lr < float("inf"),
-        f"optimizer.lr must be positive and finite, got {cfg.optimizer.lr}",
-    )
-    _require(
-        isinstance(cfg.accumulate_grad_batches, int) and cfg.accumulate_grad_batches >= 1,
-        f"accumulate_grad_batches must be a whole number, at least 1, got {cfg.accumulate_grad_batches}",
-    )
-    _require(cfg.knn_eval.k >= 1, f"knn_eval.k must be at least 1, got {cfg.knn_eval.k}")
-    _require(
-        cfg.scheduler.interval == "step",
-        "scheduler.interval must be 'step': a schedule by epochs means nothing in a run of one epoch",
-    )
-    _require(
-        cfg.checkpoint.frequency >= 1 and cfg.checkpoint.every_n_steps >= 1,
-        "checkpoint.frequency and checkpoint.every_n_steps must be at least 1",
-    )
-    _require(
-        cfg.checkpoint.min_seconds >= 0,
-        f"checkpoint.min_seconds must not be negative, got {cfg.checkpoint.min_seconds}",
-    )
-    _require(
-        cfg.checkpoint.keep_every_n_steps is None or cfg.checkpoint.keep_every_n_steps >= 1,
-        "checkpoint.keep_every_n_steps must be at least 1",
-    )
-    _require(
-        not cfg.data.holdout or 0 < cfg.data.holdout < 1,
-        f"data.holdout must be between 0 and 1, got {cfg.data.holdout}",
-    )
+
+
+def _check_checkpoints(cfg: DictConfig) -> None:
+    _must(cfg, "checkpoint.frequency", _at_least_1, "be at least 1")
+    _must(cfg, "checkpoint.every_n_steps", _at_least_1, "be at least 1")
+    _must(cfg, "checkpoint.min_seconds", _not_negative, "not be negative")
+    if cfg.checkpoint.keep_every_n_steps is not None:
+        _must(cfg, "checkpoint.keep_every_n_steps", _at_least_1, "be at least 1")
+
+
+def _check_views(cfg: DictConfig) -> None:
+    """The augmentations: possible, of these images, and what the backbone takes."""
     _require(len(cfg.augmentations) > 0, "augmentations is empty")
     _require(
         cfg.method != "emp" or len(cfg.augmentations) == 1,
-        "emp takes one augmentation recipe (its num_crops is the number of patches)",
+        "emp takes one augmentation (its num_crops is the number of patches)",
     )
-    _require(
-        cfg.data.image_size is None or (cfg.data.dataset in RESIZABLE and cfg.data.image_size >= 1),
-        f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; images of {cfg.data.dataset} have {IMAGE_SIZE[cfg.data.dataset]} "
-        "(data.image_size=null)",
-    )
-    size = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
+    side = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
+    built_for = input_size(cfg)
     for augmentation in augmentations(cfg):
+        patch, view = augmentation.patch_size, augmentation.output_size
         _require(
-            augmentation.patch_size is None or augmentation.patch_size <= size,
-            f"patch_size {augmentation.patch_size} is larger than the images of {cfg.data.dataset} ({size})",
+            patch is None or patch <= side,
+            f"patch_size {patch} is larger than the images of {cfg.data.dataset} ({side})",
         )
         _require(
-            input_size(cfg) in (None, augmentation.output_size),
-            f"{cfg.backbone.name} is built for {input_size(cfg)}x{input_size(cfg)} pixels, but views have {augmentation.output_size}x{augmentation.output_size}",
+            built_for in (None, view),
+            f"{cfg.backbone.name} is built for {built_for}x{built_for} pixels, "
+            f"but views have {view}x{view}",
         )
-    if (
-        cfg.evaluation.enabled
-        and "whole" in cfg.evaluation.views
-        or cfg.get("limit_val_batches") != 0
-    ):
-        check_whole_images(cfg, size)
+    evaluated = cfg.evaluation.enabled and "whole" in cfg.evaluation.views
+    validated = cfg.get("limit_val_batches") != 0
+    if evaluated or validated:
+        check_whole_images(cfg, side)
 
 
 def check_whole_images(cfg: DictConfig, side: int) -> None:
-    """Raises UserError if the backbone of a run cannot take whole images of ``side`` pixels: a transformer takes what its patches were resized to."""
+    """Check that the backbone of a run takes whole images of ``side`` pixels.
+
+    Raises:
+        UserError: for a transformer whose patches were resized to another size.
+    """
     built_for = input_size(cfg)
     _require(
         built_for in (None, side),
-        f"{cfg.backbone.name} is built for {built_for}x{built_for} pixels and cannot take whole images of {side}x{side}: "
+        f"{cfg.backbone.name} is built for {built_for}x{built_for} pixels "
+        f"and cannot take whole images of {side}x{side}: "
         "set evaluation.views=[bag], and for pretraining limit_val_batches=0",
     )
 
@@ -181,7 +224,8 @@ def check_evaluation(cfg: DictConfig, gpu: bool) -> None:
     )
     _require(
         len(cfg.views) > 0 and len(cfg.probes) > 0,
-        "evaluation.views and evaluation.probes must not be empty; evaluation.enabled=False skips it",
+        "evaluation.views and evaluation.probes must not be empty; "
+        "evaluation.enabled=False skips it",
     )
     _require(
         len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
