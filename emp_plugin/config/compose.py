@@ -18,13 +18,14 @@ from emp_plugin.config.models import Run
 from emp_plugin.data.datasets import count_classes
 from emp_plugin.errors import UserError
 
-# ${fit:10,1000,${max_epochs}} in a YAML: what a recipe of 1000 epochs does for 10, as the same share of a run of max_epochs
+# In a recipe, ${fit:10,1000,${max_epochs}} is 10/1000 of max_epochs: what the published schedule of
+# 1000 epochs does for 10 of them.
 OmegaConf.register_new_resolver(
     "fit", lambda epochs, published, run: epochs * run / published, replace=True
 )
 
-# The arguments of Lightning's Trainer but for those that a run sets itself: its loggers, callbacks,
-# plugins, folder and samplers. A test compares them with Lightning's.
+# The arguments of Lightning's Trainer, without those that a run sets itself. A test compares them
+# with Lightning's.
 TRAINER_KEYS = frozenset(
     """
     accelerator strategy devices num_nodes precision fast_dev_run min_epochs max_steps min_steps
@@ -39,16 +40,19 @@ TRAINER_KEYS = frozenset(
 
 
 def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Parse ``--config-path DIR --config-name NAME`` (as solo-learn's commands take them); the rest are dotted overrides."""
+    """Parse ``--config-path DIR --config-name NAME``, as solo-learn's commands take them.
+
+    Returns:
+        The options, and the dotted overrides.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Any setting can be overridden: optimizer.lr=0.1 max_epochs=10",
     )
     parser.add_argument("--config-path", required=True, help="folder of the YAML files")
     parser.add_argument("--config-name", required=True, help="YAML file in it, e.g. cifar/emp")
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error"
-    )  # taken by emp_plugin.command
+    # emp_plugin.command takes it off the line before; here it is for --help
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, overrides = parser.parse_known_args(argv)
     unknown = [item for item in overrides if item.startswith("-")]
     if unknown:
@@ -59,32 +63,37 @@ def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Nam
 def read_config(
     config_path: str, config_name: str, overrides: list[str], schema: type = Run
 ) -> DictConfig:
-    """Compose the YAML file with the overrides and check the result against ``schema``, :class:`Run` or :class:`Probe`.
+    """Compose a YAML file with overrides and check the result.
+
+    Args:
+        config_path: folder of the YAML files.
+        config_name: a file in it, such as ``cifar/emp``.
+        overrides: ``key=value``, as Hydra writes them.
+        schema: :class:`Run` or :class:`Probe`.
 
     Raises:
-        UserError: naming the first unknown key, wrong type, missing value or impossible combination.
+        UserError: for the first unknown key, wrong type, missing value or impossible combination.
     """
     folder = Path(config_path).expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"--config-path {config_path} is not a folder")
-    for item in overrides:
-        if "=" not in item and not item.startswith("~"):
-            raise UserError(f"'{item}' is not an override; settings are written key=value")
     groups = {path.name for path in folder.iterdir() if path.is_dir()}
-    # Hydra takes the value of a group for a file's name; a list or mapping in its place is merged afterwards
-    inline = [
-        item
-        for item in overrides
-        if item.partition("=")[0] in groups and item.partition("=")[2][:1] in ("[", "{")
-    ]
-    plain = [_hydra_override(item, groups) for item in overrides if item not in inline]
+    plain, inline = [], {}
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals and not item.startswith("~"):
+            raise UserError(f"'{item}' is not an override; settings are written key=value")
+        # Hydra takes a group's value for a file's name: a list or mapping is put in afterwards
+        if key in groups and value.startswith(("[", "{")):
+            inline[key] = value
+        else:
+            plain.append(_hydra_override(item, groups))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
             composed = compose(config_name=config_name.removesuffix(".yaml"), overrides=plain)
         OmegaConf.set_struct(composed, False)
-        for item in inline:
-            key, _, value = item.partition("=")
+        for key, value in inline.items():
             composed[key] = OmegaConf.create(value)
     except (HydraException, OmegaConfBaseException, TypeError, YAMLError) as error:
         raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
@@ -92,9 +101,12 @@ def read_config(
 
 
 def _hydra_override(item: str, groups: set[str]) -> str:
-    """``++key=value`` lets an override name a key of the schema that the YAML leaves to its default (unknown keys are caught by the
-    schema); the choice of another file of a group, such as ``augmentations=emp``, is Hydra's as it stands. Hydra wants quotes around a value
-    with an equals sign, such as ``epoch=1.ckpt``, or a backslash before it."""
+    """An override as Hydra wants it.
+
+    ``++`` lets it name a key that the YAML file leaves to the schema's default; the schema finds
+    unknown keys. The choice of a group's file, such as ``augmentations=emp``, stays as it is. A
+    value with an equals sign, such as ``epoch=1.ckpt``, is quoted, unless a backslash is before it.
+    """
     key, _, value = item.partition("=")
     if "=" in value.replace("\\=", "") and value[0] not in "'\"[{":
         item = f"{key}='{value}'"
@@ -103,8 +115,11 @@ def _hydra_override(item: str, groups: set[str]) -> str:
 
 
 def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
-    """Check a composed configuration and fill in the schema's defaults. Raises UserError as :func:`read_config`."""
-    OmegaConf.set_struct(composed, False)
+    """Check a composed configuration and fill in the schema's defaults.
+
+    Raises:
+        UserError: as :func:`read_config`.
+    """
     given = OmegaConf.to_container(composed, resolve=False)
     trainer = {key: given.pop(key) for key in list(given) if schema is Run and key in TRAINER_KEYS}
     try:
@@ -112,15 +127,13 @@ def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
-        cfg = OmegaConf.create(
-            OmegaConf.to_container(cfg, resolve=True)
-        )  # plain: saved and compared as it is
+        # plain, because it is saved and compared
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except ConfigKeyError as error:
         raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
     except OmegaConfBaseException as error:
-        raise UserError(
-            f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
-        ) from error
+        where = error.full_key or "configuration"
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     if schema is Run:
         cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
         if cfg.get("precision") is None:
@@ -133,42 +146,43 @@ def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
 
 
 def uses_gpu(cfg: DictConfig) -> bool:
-    """Whether a run or an evaluation is for CUDA's devices; the others there are have not been tried."""
+    """Whether a run or an evaluation is for CUDA's devices; other accelerators are untried."""
     return cfg.get("accelerator") != "cpu" and torch.cuda.is_available()
 
 
 def _fast_precision(gpu: bool) -> str:
-    """The precision that this machine is fast in. bf16 without hardware for it (GPUs before Ampere, CPUs without AVX512-BF16) is slower than float32, and so
-    it is on an Intel CPU by AVX512-BF16 alone, where a virtual machine hides its AMX (benchmarks/README.md has all of these)."""
+    """The precision that this machine is fast in.
+
+    Without hardware for it (GPUs before Ampere, CPUs without AVX512-BF16) bf16 is slower than
+    float32. So it is on an Intel CPU with AVX512-BF16 whose AMX a virtual machine hides. The
+    measurements are in benchmarks/README.md.
+    """
     if gpu:
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        )
-    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():  # torch before 2.6 cannot tell
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if native else "16-mixed"
+    # old versions of torch lack these functions; 2.6 has the first
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "32"
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # nor can older ones tell this
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()
     return "32" if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile") else "bf16-mixed"
 
 
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that the configuration sets."""
-    arguments = {
-        key: value for key, value in OmegaConf.to_container(cfg).items() if key in TRAINER_KEYS
-    }
+    settings = OmegaConf.to_container(cfg)
+    arguments = {key: value for key, value in settings.items() if key in TRAINER_KEYS}
     if not torch.cuda.is_available() and arguments.get("accelerator", "auto") == "auto":
         arguments["accelerator"] = "cpu"  # Lightning would take Apple's GPU, which lacks float64
+    # solo-learn's recipes list GPUs by number; Lightning's CPUs have none
     if isinstance(arguments.get("devices"), list) and not uses_gpu(cfg):
-        arguments["devices"] = len(
-            arguments["devices"]
-        )  # solo-learn's recipes list GPUs; Lightning's CPUs have no numbers
+        arguments["devices"] = len(arguments["devices"])
     return arguments
 
 
 def _unknown_key(key: str, schema: type) -> str:
     known = _known_keys(OmegaConf.structured(schema)) | (TRAINER_KEYS if schema is Run else set())
-    close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        key.split(".")[0], known, n=1
-    )
+    names = (key, key.split(".")[0])
+    close = [match for name in names for match in difflib.get_close_matches(name, known, n=1)]
     return f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
 
@@ -183,14 +197,12 @@ def _known_keys(node: DictConfig, prefix: str = "") -> set[str]:
 
 
 def _count_views(cfg: DictConfig) -> None:
-    """Add what solo-learn's constructors are told about data: classes and views; views of the first one's size are large crops."""
+    """Add what solo-learn's constructors are told about the data: classes and views.
+
+    Views of the first one's size are large crops.
+    """
     cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path)
     made = augmentations(cfg)
-    cfg.data.num_large_crops = sum(
-        augmentation.num_patches
-        for augmentation in made
-        if augmentation.output_size == made[0].output_size
-    )
-    cfg.data.num_small_crops = (
-        sum(augmentation.num_patches for augmentation in made) - cfg.data.num_large_crops
-    )
+    large = [view.num_patches for view in made if view.output_size == made[0].output_size]
+    cfg.data.num_large_crops = sum(large)
+    cfg.data.num_small_crops = sum(view.num_patches for view in made) - sum(large)
