@@ -1,21 +1,31 @@
 import dataclasses
+import inspect
 
 import pytest
 import torch
 
-from emp_plugin.config import Probe, augmentations, read_config, trainer_arguments
+from emp_plugin.config import (
+    TRAINER_KEYS,
+    Probe,
+    augmentations,
+    read_config,
+    trainer_arguments,
+)
 from emp_plugin.errors import UserError
+from emp_plugin.solo_learn import pl
+from emp_plugin.transforms import PatchAugmentation
 from support import SCRIPTS
 
 
 def test_the_shipped_recipe_is_the_paper_s(config):
     cfg = config("cifar/emp")
-    assert (cfg.method, cfg.method_kwargs.preset, cfg.max_epochs, cfg.data.num_classes) == (
-        "emp",
-        "code",
-        1,
-        10,
-    )
+    assert cfg.method == "emp"
+    assert cfg.method_kwargs.preset == "code"
+    assert cfg.max_epochs == 1
+    assert cfg.data.num_classes == 10
+    assert cfg.optimizer.lr == 0.3
+    assert cfg.optimizer.weight_decay == 1e-4
+    assert cfg.optimizer.batch_size == 100
     assert cfg.optimizer.kwargs == {
         "momentum": 0.9,
         "nesterov": True,
@@ -23,33 +33,31 @@ def test_the_shipped_recipe_is_the_paper_s(config):
         "clip_lr": True,
         "exclude_bias_n_norm": True,
     }
-    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.batch_size) == (
-        0.3,
-        1e-4,
-        100,
-    )
-    (augmentation,) = augmentations(cfg)
-    assert (
-        augmentation.num_patches,
-        augmentation.patch_size,
-        augmentation.output_size,
-        augmentation.interpolation,
-    ) == (20, 16, 32, "bilinear")
-    assert augmentation.jitter == (0.4, 0.4, 0.4, 0.2)
-    assert augmentation.blur_sigma == (0.1, 2.0)
-    assert augmentation.mean == (0.5, 0.5, 0.5)
-    assert (
-        augmentation.flip_prob,
-        augmentation.jitter_prob,
-        augmentation.grey_prob,
-        augmentation.blur_prob,
-        augmentation.solarize_prob,
-    ) == (0.5, 0.8, 0.2, 0.1, 0.1)
+    assert augmentations(cfg) == [
+        PatchAugmentation(
+            num_patches=20,
+            patch_size=16,
+            output_size=32,
+            scale=(1.0, 1.0),  # without effect beside patch_size
+            interpolation="bilinear",
+            flip_prob=0.5,
+            jitter_prob=0.8,
+            jitter=(0.4, 0.4, 0.4, 0.2),
+            grey_prob=0.2,
+            blur_prob=0.1,
+            blur_sigma=(0.1, 2.0),
+            solarize_prob=0.1,
+            mean=(0.5, 0.5, 0.5),
+        )
+    ]
     assert augmentations(config("cifar/emp_native"))[0].output_size == 16
 
 
 def test_the_folders_of_datasets_hold_recipes_with_their_command_and_nothing_else():
-    """A comparison takes ``<recipe>.key=value`` for an override of that recipe alone: of another file there it would be lost."""
+    """A comparison takes ``<recipe>.key=value`` for an override of that recipe alone.
+
+    Given for another file in the folder, it would be lost.
+    """
     recipes = [
         path
         for path in (SCRIPTS / "pretrain").glob("*/*.yaml")
@@ -118,23 +126,19 @@ def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, cpu, accele
 
 
 def test_patches_by_share_of_the_image(config):
-    (augmentation,) = augmentations(
-        config("cifar/emp", "data.patch_size=null", "data.scale=[0.2,0.5]")
-    )
-    assert (
-        augmentation.patch_size,
-        augmentation.scale,
-        augmentation.ratio,
-        augmentation.num_patches,
-    ) == (None, (0.2, 0.5), (1.0, 1.0), 20)
-    (augmentation,) = augmentations(
-        config("cifar/emp", "augmentations=[{crop_size: 24, num_crops: 3, patch_size: 8}]")
-    )
-    assert (augmentation.patch_size, augmentation.output_size, augmentation.num_patches) == (
-        8,
-        24,
-        3,
-    )
+    (by_share,) = augmentations(config("cifar/emp", "data.patch_size=null", "data.scale=[0.2,0.5]"))
+    assert by_share.patch_size is None
+    assert by_share.scale == (0.2, 0.5)
+    assert by_share.ratio == (1.0, 1.0)
+    assert by_share.num_patches == 20
+    entry = "{crop_size: 24, num_crops: 3, patch_size: 8}"
+    (by_size,) = augmentations(config("cifar/emp", f"augmentations=[{entry}]"))
+    assert (by_size.patch_size, by_size.output_size, by_size.num_patches) == (8, 24, 3)
+
+
+def one_by_one(made):
+    for augmentation in made:
+        yield from [augmentation.with_patches(1)] * augmentation.num_patches
 
 
 @pytest.mark.parametrize(
@@ -157,16 +161,9 @@ def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(confi
         "blur_prob": 0.0,
         "solarize_prob": 0.0,
     }
-    views = [
-        [
-            augmentation.with_patches(1)
-            for augmentation in augmentations(cfg)
-            for _ in range(augmentation.num_patches)
-        ]
-        for cfg in (usual, few)
-    ]
-    assert [dataclasses.replace(augmentation, **off) for augmentation in views[0]] == views[1]
-    assert views[0][0].grey_prob == 0.2
+    usual_views, few_views = ([*one_by_one(augmentations(cfg))] for cfg in (usual, few))
+    assert [dataclasses.replace(view, **off) for view in usual_views] == few_views
+    assert usual_views[0].grey_prob == 0.2
     assert usual != few
     for cfg in (usual, few):
         del cfg["augmentations"]
@@ -221,24 +218,29 @@ def test_missing_files_are_named():
 def test_probe_configuration():
     with pytest.raises(UserError, match="pretrained_feature_extractor is not set"):
         read_config(str(SCRIPTS / "linear" / "cifar"), "emp", [], Probe)
-    probe = read_config(
-        str(SCRIPTS / "knn" / "cifar"),
-        "emp",
-        ["pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4"],
-        Probe,
-    )
+
+    def read(*overrides):
+        return read_config(str(SCRIPTS / "knn" / "cifar"), "emp", list(overrides), Probe)
+
+    probe = read("pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4")
     assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn"], 4)
-    path = "pretrained_feature_extractor=a run/epoch=1.ckpt"
-    assert (
-        read_config(
-            str(SCRIPTS / "knn" / "cifar"), "emp", [path], Probe
-        ).pretrained_feature_extractor
-        == "a run/epoch=1.ckpt"
-    )
+    path = "a run/epoch=1.ckpt"
+    probe = read(f"pretrained_feature_extractor={path}")
+    assert probe.pretrained_feature_extractor == path
     with pytest.raises(UserError, match="unknown setting 'max_epochs'"):
-        read_config(
-            str(SCRIPTS / "knn" / "cifar"),
-            "emp",
-            ["pretrained_feature_extractor=x.ckpt", "max_epochs=4"],
-            Probe,
-        )
+        read("pretrained_feature_extractor=x.ckpt", "max_epochs=4")
+
+
+def test_the_arguments_of_lightning_s_trainer_are_settings():
+    set_by_the_run = {
+        "max_epochs",  # of the schema itself
+        "callbacks",
+        "plugins",
+        "logger",
+        "default_root_dir",
+        "enable_checkpointing",
+        "use_distributed_sampler",
+    }
+    of_lightning = set(inspect.signature(pl.Trainer).parameters)
+    assert set_by_the_run <= of_lightning
+    assert of_lightning - set_by_the_run == TRAINER_KEYS
