@@ -1,4 +1,8 @@
-"""Patches: one augmentation (`PatchAugmentation`), a PIL pipeline (the reference) and a batched one for any device (for training)."""
+"""Images to augmented patches: `PatchAugmentation` holds the settings of two pipelines.
+
+`MultiPatchTransform` works on one PIL image and is the reference. `BatchMultiPatch` works on a
+batch, on any device, and is used for training.
+"""
 
 from .augmentation import PatchAugmentation, augmentation_from_config
 from .batch import BatchMultiPatch, PatchParameters
@@ -7,7 +11,7 @@ from .image import MultiPatchTransform
 __all__ = [
     "BatchMultiPatch",
     "MultiPatchTransform",
-    "PatchParameters",
     "PatchAugmentation",
+    "PatchParameters",
     "augmentation_from_config",
 ]

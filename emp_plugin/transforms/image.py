@@ -1,7 +1,8 @@
-"""One PIL image -> n augmented patches with torchvision's and PIL's own operations: the reference pipeline.
+"""One PIL image to n augmented patches, by torchvision's and PIL's operations: the reference.
 
-Recipe of EMP-SSL (arXiv 2304.03977). `BatchMultiPatch` does the same on a whole batch and is what training
-uses; this one is the yardstick for it, and drops into solo-learn's pipelines, which chain callables returning lists.
+The augmentation of EMP-SSL (arXiv 2304.03977). `BatchMultiPatch` does the same on a whole batch and
+is what training uses. This one is what it is tested against. It also fits solo-learn's pipelines,
+which chain callables that return lists.
 """
 
 from typing import Any
@@ -14,10 +15,10 @@ from .augmentation import PatchAugmentation
 
 
 class MultiPatchTransform:
-    """PIL image -> list of ``num_patches`` float32 tensors ``(3, output_size, output_size)``, augmented and normalised.
+    """PIL image -> list of ``num_patches`` float32 tensors ``(3, output_size, output_size)``.
 
-    Random numbers come from torch's default CPU generator, which DataLoader seeds per worker. Images in other modes
-    (grey, palette, alpha) are converted to RGB.
+    They are augmented and normalised. Random numbers come from torch's default CPU generator, which
+    DataLoader seeds per worker. Images in other modes (grey, palette, alpha) are converted to RGB.
 
     Args:
         num_patches, patch_size, output_size, **settings: the fields of `PatchAugmentation`.
@@ -49,39 +50,30 @@ class MultiPatchTransform:
         return f"{type(self).__name__}({self.augmentation})"
 
 
-def _compose(augmentation: PatchAugmentation) -> transforms.Compose:
+def _compose(a: PatchAugmentation) -> transforms.Compose:
     """The operations on one patch, in the augmentation's order."""
-    interpolation = transforms.InterpolationMode(augmentation.interpolation)
-    size = (augmentation.output_size, augmentation.output_size)
-    if augmentation.patch_size is None:
-        crop = [
-            transforms.RandomResizedCrop(
-                size, augmentation.scale, augmentation.ratio, interpolation
-            )
-        ]
+    interpolation = transforms.InterpolationMode(a.interpolation)
+    size = (a.output_size, a.output_size)
+    if a.patch_size is None:
+        crop = [transforms.RandomResizedCrop(size, a.scale, a.ratio, interpolation)]
     else:
-        crop = [
-            transforms.RandomCrop(augmentation.patch_size),
-            transforms.Resize(size, interpolation),
-        ]
+        crop = [transforms.RandomCrop(a.patch_size), transforms.Resize(size, interpolation)]
     return transforms.Compose(
-        crop
-        + [
-            transforms.RandomHorizontalFlip(augmentation.flip_prob),
-            transforms.RandomApply(
-                [transforms.ColorJitter(*augmentation.jitter)], augmentation.jitter_prob
-            ),
-            transforms.RandomGrayscale(augmentation.grey_prob),
-            transforms.RandomApply([_RandomBlur(*augmentation.blur_sigma)], augmentation.blur_prob),
-            transforms.RandomApply([ImageOps.solarize], augmentation.solarize_prob),
+        [
+            *crop,
+            transforms.RandomHorizontalFlip(a.flip_prob),
+            transforms.RandomApply([transforms.ColorJitter(*a.jitter)], a.jitter_prob),
+            transforms.RandomGrayscale(a.grey_prob),
+            transforms.RandomApply([_RandomBlur(*a.blur_sigma)], a.blur_prob),
+            transforms.RandomApply([ImageOps.solarize], a.solarize_prob),
             transforms.ToTensor(),
-            transforms.Normalize(augmentation.mean, augmentation.std),
+            transforms.Normalize(a.mean, a.std),
         ]
     )
 
 
 class _RandomBlur:
-    """PIL's Gaussian blur with its radius (the standard deviation, in pixels) uniform in [low, high]."""
+    """PIL's Gaussian blur, its standard deviation in pixels uniform in [low, high]."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high

@@ -14,23 +14,13 @@ from emp_plugin.transforms import (
 
 
 def test_defaults_are_emp_ssls():
-    augmentation = PatchAugmentation()
-    assert (augmentation.num_patches, augmentation.patch_size, augmentation.output_size) == (
-        20,
-        16,
-        32,
-    )
-    assert augmentation.jitter == (0.4, 0.4, 0.4, 0.2)
-    probabilities = (
-        augmentation.flip_prob,
-        augmentation.jitter_prob,
-        augmentation.grey_prob,
-        augmentation.blur_prob,
-        augmentation.solarize_prob,
-    )
-    assert probabilities == (0.5, 0.8, 0.2, 0.1, 0.1)
-    assert augmentation.blur_sigma == (0.1, 2.0)
-    assert augmentation.mean == augmentation.std == (0.5,) * 3
+    a = PatchAugmentation()
+    assert (a.num_patches, a.patch_size, a.output_size) == (20, 16, 32)
+    assert (a.flip_prob, a.jitter_prob, a.grey_prob) == (0.5, 0.8, 0.2)
+    assert (a.blur_prob, a.solarize_prob) == (0.1, 0.1)
+    assert a.jitter == (0.4, 0.4, 0.4, 0.2)
+    assert a.blur_sigma == (0.1, 2.0)
+    assert a.mean == a.std == (0.5,) * 3
 
 
 @pytest.mark.parametrize("transform", [BatchMultiPatch, MultiPatchTransform])
@@ -48,12 +38,8 @@ def test_plain_keeps_crops_and_normalisation():
         flip_prob=0, jitter_prob=0, jitter=(0, 0, 0, 0), grey_prob=0, blur_prob=0, solarize_prob=0
     )
     assert plain == dataclasses.replace(augmentation, **off)
-    assert (
-        plain
-        == dataclasses.replace(
-            augmentation, jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0)
-        ).plain()
-    )  # the crops are the same
+    same_crops = dict(jitter=(0.8, 0.8, 0.2, 0.1), blur_sigma=(0.5, 1.0))
+    assert plain == dataclasses.replace(augmentation, **same_crops).plain()
     assert augmentation.with_patches(7) == dataclasses.replace(augmentation, num_patches=7)
 
 
@@ -98,13 +84,7 @@ def test_refuses_impossible_settings(settings, message):
 
 SIMCLR = {
     "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 0.9},
-    "color_jitter": {
-        "prob": 0.8,
-        "brightness": 0.8,
-        "contrast": 0.7,
-        "saturation": 0.6,
-        "hue": 0.1,
-    },
+    "color_jitter": dict(prob=0.8, brightness=0.8, contrast=0.7, saturation=0.6, hue=0.1),
     "grayscale": {"prob": 0.3},
     "gaussian_blur": {"prob": 0.4},
     "solarization": {"prob": 0.15},
@@ -117,24 +97,34 @@ SIMCLR = {
 
 def test_solo_learn_entry():
     assert augmentation_from_config(SIMCLR) == PatchAugmentation(
-        num_patches=2, patch_size=None, output_size=32, scale=(0.2, 0.9), ratio=(3 / 4, 4 / 3), interpolation="bicubic",
-        flip_prob=0.45, jitter_prob=0.8, jitter=(0.8, 0.7, 0.6, 0.1), grey_prob=0.3, blur_prob=0.4,
-        blur_sigma=(0.1, 2.0), solarize_prob=0.15,
-    )  # fmt: skip
+        num_patches=2,
+        patch_size=None,
+        output_size=32,
+        scale=(0.2, 0.9),
+        ratio=(3 / 4, 4 / 3),
+        interpolation="bicubic",
+        flip_prob=0.45,
+        jitter_prob=0.8,
+        jitter=(0.8, 0.7, 0.6, 0.1),
+        grey_prob=0.3,
+        blur_prob=0.4,
+        blur_sigma=(0.1, 2.0),
+        solarize_prob=0.15,
+    )
 
 
 def test_solo_learn_entry_with_our_extras():
-    entry = SIMCLR | {
-        "rrc": {"enabled": False}, "patch_size": 16, "interpolation": "bilinear", "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.3, 0.4], "gaussian_blur": {"prob": 0.1, "sigma": [0.2, 1.0]},
-    }  # fmt: skip
-    augmentation = augmentation_from_config(entry)
-    assert (augmentation.patch_size, augmentation.interpolation, augmentation.blur_sigma) == (
-        16,
-        "bilinear",
-        (0.2, 1.0),
-    )
-    assert (augmentation.mean, augmentation.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    ours = {
+        "rrc": {"enabled": False},
+        "patch_size": 16,
+        "interpolation": "bilinear",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.4],
+        "gaussian_blur": {"prob": 0.1, "sigma": [0.2, 1.0]},
+    }
+    a = augmentation_from_config(SIMCLR | ours)
+    assert (a.patch_size, a.interpolation, a.blur_sigma) == (16, "bilinear", (0.2, 1.0))
+    assert (a.mean, a.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     square = augmentation_from_config({"rrc": {"enabled": True, "ratio": [1, 1]}})
     assert square.ratio == (1, 1)
     assert square.scale == (0.08, 1.0)
@@ -143,23 +133,16 @@ def test_solo_learn_entry_with_our_extras():
 def test_enabled_in_a_group_is_accepted():
     """Some of solo-learn's augmentations (vicreg) have it beside prob, which is what decides."""
     groups = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "horizontal_flip")
-    entry = (
-        SIMCLR
-        | {name: SIMCLR[name] | {"enabled": True} for name in groups}
-        | {"equalization": {"enabled": False, "prob": 0.0}}
-    )
+    enabled = {name: SIMCLR[name] | {"enabled": True} for name in groups}
+    disabled = {"equalization": {"enabled": False, "prob": 0.0}}
+    entry = SIMCLR | enabled | disabled
     assert augmentation_from_config(entry) == augmentation_from_config(SIMCLR)
 
 
 def test_absent_keys_do_nothing():
-    augmentation = augmentation_from_config({"crop_size": 32})
-    assert (
-        augmentation.patch_size,
-        augmentation.scale,
-        augmentation.ratio,
-        augmentation.num_patches,
-    ) == (None, (1, 1), (1, 1), 1)
-    assert augmentation == augmentation.plain()
+    a = augmentation_from_config({"crop_size": 32})
+    assert (a.patch_size, a.scale, a.ratio, a.num_patches) == (None, (1, 1), (1, 1), 1)
+    assert a == a.plain()
 
 
 @pytest.mark.parametrize(
@@ -172,10 +155,7 @@ def test_absent_keys_do_nothing():
         ),
         ({"grayscale": 0.2}, "grayscale must be a mapping"),
         ({"patch_size": 16}, "patch_size 16 .*rrc.enabled"),
-        (
-            {"grayscale": {"enabled": False, "prob": 0.2}},
-            "grayscale.enabled is false.* set grayscale.prob to 0",
-        ),
+        ({"grayscale": {"enabled": False, "prob": 0.2}}, "is false.* set grayscale.prob to 0"),
         ({"num_crops": 0}, "num_patches"),
         ({"solarization": {"prob": 2}}, "solarize_prob"),
     ],

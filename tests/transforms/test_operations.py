@@ -1,4 +1,4 @@
-"""Every operation of the batched pipeline against torchvision's tensor functionals, patch by patch, in float32."""
+"""Every operation of the batched pipeline is torchvision's, patch by patch, in float32."""
 
 import itertools
 
@@ -7,15 +7,15 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation, batch
+from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation, PatchParameters
 from emp_plugin.transforms.ops import blur, colour, crop
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
-ALWAYS = dict(flip_prob=0.5, jitter_prob=0.8, grey_prob=0.3, blur_prob=0.4, solarize_prob=0.4)
+OFTEN = dict(flip_prob=0.5, jitter_prob=0.8, grey_prob=0.3, blur_prob=0.4, solarize_prob=0.4)
 
 
 def images(count=6, height=32, width=32, seed=0):
-    """Random pixels over smooth colour, with grey, black, white and saturated patches: the corners of HSV."""
+    """Random pixels, and grey, black, white and saturated patches: the corners of HSV."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
     noise[0] = torch.linspace(0, 255, width).to(torch.uint8)
@@ -36,18 +36,17 @@ def reference_jitter(x, order, factors):
     return x
 
 
+def reference_crop(image, box, size, interpolation):
+    """The box (top, left, height, width) of a uint8 image, resized, in [0, 1]."""
+    mode = InterpolationMode(interpolation)
+    x = TF.resized_crop(image.float() / 255, *box, [size, size], mode, antialias=True)
+    return x.clamp(0, 1)
+
+
 def reference_patch(image, params, augmentation):
     """One patch by torchvision alone; ``params`` holds the values of this patch."""
     box = (params.top.item(), params.left.item(), params.height.item(), params.width.item())
-    size = [augmentation.output_size] * 2
-    x = TF.resized_crop(
-        image.float() / 255,
-        *box,
-        size,
-        InterpolationMode(augmentation.interpolation),
-        antialias=True,
-    )
-    x = x.clamp(0, 1)
+    x = reference_crop(image, box, augmentation.output_size, augmentation.interpolation)
     if params.flip:
         x = TF.hflip(x)
     if params.jitter:
@@ -62,70 +61,49 @@ def reference_patch(image, params, augmentation):
     return TF.normalize(x, augmentation.mean, augmentation.std)
 
 
-@pytest.mark.parametrize(
-    "augmentation",
-    [
-        PatchAugmentation(12, 16, 16, **ALWAYS),
-        PatchAugmentation(12, 16, 32, **ALWAYS),
-        PatchAugmentation(
-            12,
-            16,
-            32,
-            interpolation="bicubic",
-            mean=(0.49, 0.48, 0.45),
-            std=(0.25, 0.24, 0.26),
-            **ALWAYS,
-        ),
-        PatchAugmentation(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **ALWAYS),
-        PatchAugmentation(8, 5, 4, **ALWAYS),
-        PatchAugmentation(
-            8, None, 32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic", **ALWAYS
-        ),
-        PatchAugmentation(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **ALWAYS),
-        PatchAugmentation(
-            3, 30, 70, **ALWAYS
-        ),  # from here on by interpolation, and blurred in pieces
-        PatchAugmentation(3, 30, 70, interpolation="bicubic", **ALWAYS),
-        PatchAugmentation(
-            3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), interpolation="bicubic", **ALWAYS
-        ),
-    ],
-    ids=str,
-)
+OWN_STATISTICS = dict(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+BICUBIC = dict(interpolation="bicubic", **OFTEN)
+WIDE = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+AUGMENTATIONS = [
+    PatchAugmentation(12, 16, 16, **OFTEN),
+    PatchAugmentation(12, 16, 32, **OFTEN),
+    PatchAugmentation(12, 16, 32, **OWN_STATISTICS, **BICUBIC),
+    PatchAugmentation(8, 31, 20, jitter=(0.8, 0.8, 0.8, 0.5), **OFTEN),
+    PatchAugmentation(8, 5, 4, **OFTEN),
+    PatchAugmentation(8, None, 32, **WIDE, **BICUBIC),
+    PatchAugmentation(8, None, 24, scale=(0.3, 1.0), ratio=(0.5, 2.0), **OFTEN),
+    # from here on resized by interpolation, and blurred in pieces
+    PatchAugmentation(3, 30, 70, **OFTEN),
+    PatchAugmentation(3, 30, 70, **BICUBIC),
+    PatchAugmentation(3, None, 70, scale=(0.25, 1.0), ratio=(0.5, 2.0), **BICUBIC),
+]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=str)
 @pytest.mark.parametrize("shape", [(32, 32), (40, 33)])
 def test_whole_pipeline_equals_torchvision(augmentation, shape):
     source = images(6, *shape)
     transform = BatchMultiPatch.from_augmentation(augmentation)
     params = transform.sample(6, *shape, generator(1))
     patches = transform.make(source, params)
+    atol = 1e-5 / min(augmentation.std)  # an output unit is 1 / std of a pixel unit
     for i, j in itertools.product(range(augmentation.num_patches), range(6)):
-        one = batch.PatchParameters(*(field[i, j] for field in params))
-        # An output unit is 1 / std of a pixel unit.
-        atol = 1e-5 / min(augmentation.std)
-        torch.testing.assert_close(
-            patches[i, j], reference_patch(source[j], one, augmentation), rtol=0, atol=atol
-        )
+        one = PatchParameters(*(field[i, j] for field in params))
+        wanted = reference_patch(source[j], one, augmentation)
+        torch.testing.assert_close(patches[i, j], wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("output", [7, 16, 32, 50])
 def test_resized_crops(interpolation, output):
     source = images(5, 36, 30)
-    top, left = torch.tensor([0, 3, 20, 35, 0]), torch.tensor([0, 4, 13, 29, 0])
-    height, width = torch.tensor([36, 20, 16, 1, 2]), torch.tensor([30, 9, 17, 1, 30])
-    made = crop.resized_crops(
-        source,
-        torch.stack((torch.arange(5), top, left, height, width)),
-        (36, 30),
-        output,
-        interpolation,
-    )
-    for i in range(5):
-        wanted = TF.resized_crop(
-            source[i].float() / 255, *(int(v[i]) for v in (top, left, height, width)), [output, output],
-            InterpolationMode(interpolation), antialias=True,
-        )  # fmt: skip
-        torch.testing.assert_close(made[i], wanted.clamp(0, 1), **TOLERANCE)
+    top, left = [0, 3, 20, 35, 0], [0, 4, 13, 29, 0]
+    height, width = [36, 20, 16, 1, 2], [30, 9, 17, 1, 30]
+    boxes = torch.tensor([[0, 1, 2, 3, 4], top, left, height, width])
+    made = crop.resized_crops(source, boxes, (36, 30), output, interpolation)
+    for image, patch, box in zip(source, made, zip(top, left, height, width)):
+        wanted = reference_crop(image, box, output, interpolation)
+        torch.testing.assert_close(patch, wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -134,17 +112,9 @@ def test_jitter_in_every_order(order):
     factors = torch.rand(9, 4, generator=generator(2)) * 1.6 + 0.2
     factors[:, 3] = torch.linspace(-0.5, 0.5, 9)
     order = torch.tensor(order)
-    params = (
-        BatchMultiPatch(9, 12, 12)
-        .sample(1, 12, 12)
-        ._replace(order=order.expand(9, 4), factors=factors)
-    )
     wanted = torch.stack([reference_jitter(x[i], order, factors[i]) for i in range(9)])
-    colour.color_jitter(
-        x,
-        [9 * (operation == batch.HUE) for operation in order.tolist()],
-        batch._jitter_table(params),
-    )
+    hue_counts = [9 * (operation == colour.HUE) for operation in order.tolist()]
+    colour.color_jitter(x, hue_counts, colour.jitter_table(order.expand(9, 4), factors))
     torch.testing.assert_close(x, wanted, **TOLERANCE)
 
 
@@ -157,20 +127,10 @@ def test_hue_on_a_grid_of_colours(turns):
     torch.testing.assert_close(made, TF.adjust_hue(colours[..., None], turns)[..., 0], **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("size", "max_sigma"),
-    [
-        (16, 2.0),
-        (32, 2.0),
-        (8, 2.0),
-        (2, 2.0),
-        (1, 2.0),
-        (24, 0.5),
-        (33, 2.0),
-        (64, 1.0),
-        (101, 2.0),
-    ],
-)
+BLURS = [(size, 2.0) for size in (1, 2, 8, 16, 32, 33, 101)] + [(24, 0.5), (64, 1.0)]
+
+
+@pytest.mark.parametrize(("size", "max_sigma"), BLURS)
 def test_blur(size, max_sigma):
     x = torch.rand(7, 3, size, size, generator=generator(3))
     sigma = torch.linspace(0.1, max_sigma, 7)
@@ -183,10 +143,9 @@ def test_blur(size, max_sigma):
 @pytest.mark.parametrize("size", [7, 30, 45, 64, 65, 100])
 def test_resize_of_equal_crops(interpolation, size):
     x = images(4, 36, 70).float() / 255
-    wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True).clamp(
-        0, 1
-    )
-    torch.testing.assert_close(crop.resize(x, size, interpolation), wanted, **TOLERANCE)
+    wanted = TF.resize(x, [size, size], InterpolationMode(interpolation), antialias=True)
+    made = crop.resize(x, size, interpolation)
+    torch.testing.assert_close(made, wanted.clamp(0, 1), **TOLERANCE)
 
 
 def test_blur_kernel_is_wide_enough():

@@ -1,5 +1,9 @@
-"""The PIL pipeline and the batched one agree in distribution, on real images (scikit-learn's digits, tinted)."""
+"""The PIL pipeline and the batched one agree in distribution.
 
+The images are real: scikit-learn's digits, tinted.
+"""
+
+import dataclasses
 import random
 
 import numpy as np
@@ -21,13 +25,7 @@ from emp_plugin.transforms import (
 SOLO = augmentation_from_config(
     {
         "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
-        "color_jitter": {
-            "prob": 0.8,
-            "brightness": 0.8,
-            "contrast": 0.8,
-            "saturation": 0.8,
-            "hue": 0.2,
-        },
+        "color_jitter": dict(prob=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
         "grayscale": {"prob": 0.2},
         "gaussian_blur": {"prob": 0.5},
         "solarization": {"prob": 0.2},
@@ -58,18 +56,15 @@ def both(augmentation, images, transform=None):
     torch.manual_seed(0)
     random.seed(0)
     transform = transform or MultiPatchTransform.from_augmentation(augmentation)
-    theirs = torch.stack([torch.stack(transform(image)) for image in pil_images(images)]).flatten(
-        0, 1
-    )
-    ours = BatchMultiPatch.from_augmentation(augmentation)(
-        images, torch.Generator().manual_seed(0)
-    ).flatten(0, 1)
+    theirs = torch.cat([torch.stack(transform(image)) for image in pil_images(images)])
+    batched = BatchMultiPatch.from_augmentation(augmentation)
+    ours = batched(images, torch.Generator().manual_seed(0)).flatten(0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
     return theirs * std + mean, ours * std + mean
 
 
 def statistics(patches):
-    """One number per patch and statistic: channel moments, colourfulness, sharpness, and its left-right slope."""
+    """Pairs (name, one number per patch): channel moments, colour, sharpness, left-right slope."""
     yield from (("mean", x) for x in patches.mean((-1, -2)).T)
     yield from (("std", x) for x in patches.std((-1, -2)).T)
     yield "colour", (patches.amax(1) - patches.amin(1)).mean((-1, -2))
@@ -114,47 +109,49 @@ def test_baselines_views_are_distributed_as_solo_learns_own(config, digits, name
 
 
 def check_same_distribution(augmentation, theirs, ours):
-    # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL rounds down in every
-    # operation, which moves means by up to two levels.
+    # 2,400 patches each: a Kolmogorov-Smirnov distance of 0.056 has probability 0.001. 8-bit PIL
+    # rounds down in every operation, which moves means by up to two levels.
     for (name, a), (_, b) in zip(statistics(theirs), statistics(ours)):
-        a, b = (
-            x.numpy().round(3) for x in (a, b)
-        )  # or float noise around 0 would count (colour of grey patches)
+        # rounded, or float noise around 0 would count (colour of grey patches)
+        a, b = (x.numpy().round(3) for x in (a, b))
         assert scipy.stats.ks_2samp(a, b).statistic < 0.056, name
+    # Patches are often of one colour, so a share of an eighth has a standard error of 0.7 % in each
+    # sample.
     for channel in range(3):
-        pair = [
-            np.histogram(x[:, channel].numpy(), bins=8, range=(-0.001, 1.001))[0] / x[:, 0].numel()
-            for x in (theirs, ours)
-        ]
-        # Patches are often of one colour, so a share of an eighth has a standard error of 0.7 % in each sample.
-        assert np.abs(pair[0] - pair[1]).max() < 0.03
-    grey = [(x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4 for x in (theirs, ours)]
-    for share in grey:
-        assert (
-            scipy.stats.binomtest(int(share.sum()), len(theirs), augmentation.grey_prob).pvalue
-            > 1e-3
-        )
+        a, b = (histogram(patches[:, channel]) for patches in (theirs, ours))
+        assert np.abs(a - b).max() < 0.03
+    for patches in (theirs, ours):
+        is_grey = (patches.amax(1) - patches.amin(1)).amax((1, 2)) < 1e-4
+        assert happens_with(augmentation.grey_prob, is_grey)
+
+
+def histogram(values):
+    """Shares of eight bins of [0, 1]."""
+    return np.histogram(values.numpy(), bins=8, range=(-0.001, 1.001))[0] / values.numel()
+
+
+def happens_with(probability, happened):
+    """Whether so many happening is likely enough for this probability (binomial test)."""
+    return scipy.stats.binomtest(int(happened.sum()), len(happened), probability).pvalue > 1e-3
+
+
+def only(augmentation, **settings):
+    """The plain augmentation with these settings."""
+    return dataclasses.replace(augmentation.plain(), **settings)
 
 
 @pytest.mark.parametrize(
     "name", ["flip_prob", "jitter_prob", "grey_prob", "blur_prob", "solarize_prob"]
 )
 def test_share_of_each_operation(name):
-    """With one operation at 30 % and the others off, 30 % of the patches differ from the image, in both pipelines."""
+    """With one operation at 30 % and the others off, 30 % of the patches differ from the image."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)
     image = torch.from_numpy(image).clamp(30, 250)
-    augmentation = PatchAugmentation(
-        **(
-            vars(PatchAugmentation(600, 16, 16).plain())
-            | {"jitter": (0.4, 0.4, 0.4, 0.2), "blur_sigma": (0.8, 2.0), name: 0.3}
-        )
-    )
+    strengths = dict(jitter=(0.4, 0.4, 0.4, 0.2), blur_sigma=(0.8, 2.0))
+    augmentation = only(PatchAugmentation(600, 16, 16), **strengths, **{name: 0.3})
     for patches in both(augmentation, image):
-        assert scipy.stats.binomtest(int(changed(patches, image).sum()), 600, 0.3).pvalue > 1e-3
-
-
-def changed(patches, image):
-    return ((patches - image / 255).abs() > 0.004).flatten(1).any(1)
+        changed = ((patches - image / 255).abs() > 0.004).flatten(1).any(1)
+        assert happens_with(0.3, changed)
 
 
 @pytest.mark.parametrize(
@@ -162,51 +159,39 @@ def changed(patches, image):
     [(16, 16, "bilinear"), (16, 32, "bilinear"), (32, 20, "bicubic")],
 )
 def test_plain_patches_are_equal_to_rounding(digits, patch_size, output_size, interpolation):
-    """Same crops, given the same boxes: the pipelines differ by PIL's rounding to 8 bits, once per axis."""
+    """Of the same boxes the pipelines differ by PIL's rounding to 8 bits, once per axis."""
     images = digits[:, :, :patch_size, :patch_size]
-    augmentation = PatchAugmentation(
-        1, patch_size, output_size, interpolation=interpolation
-    ).plain()
-    theirs, ours = both(augmentation, images)
+    augmentation = PatchAugmentation(1, patch_size, output_size, interpolation=interpolation)
+    theirs, ours = both(augmentation.plain(), images)
     assert (theirs - ours).abs().max() < 1.3 / 255
 
 
 def test_solarize_alone_is_equal(digits):
-    augmentation = PatchAugmentation(
-        **(vars(PatchAugmentation(1, 32, 32).plain()) | {"solarize_prob": 1.0})
-    )
+    augmentation = only(PatchAugmentation(1, 32, 32), solarize_prob=1.0)
     theirs, ours = both(augmentation, digits)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
 
 
 def test_blur_is_close_to_pils():
-    """PIL stacks three box blurs and repeats the border, so inside the patch both must be near one another."""
-    image = torch.randint(
-        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    """Inside the patch only: PIL stacks three box blurs, and repeats the border."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
     for sigma in (0.5, 1.0, 2.0):
-        augmentation = PatchAugmentation(
-            **(
-                vars(PatchAugmentation(1, 32, 32).plain())
-                | {"blur_prob": 1.0, "blur_sigma": (sigma, sigma)}
-            )
-        )
+        augmentation = only(PatchAugmentation(1, 32, 32), blur_prob=1.0, blur_sigma=(sigma, sigma))
         theirs, ours = both(augmentation, image)
         assert (theirs - ours)[..., 8:-8, 8:-8].abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_image_modes(mode):
-    patches = MultiPatchTransform(3, 16, 20)(
-        Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode)
-    )
+    image = Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode)
+    patches = MultiPatchTransform(3, 16, 20)(image)
     assert isinstance(patches, list)
     assert len(patches) == 3
     assert all(patch.shape == (3, 20, 20) and patch.dtype == torch.float32 for patch in patches)
 
 
 def test_image_smaller_than_the_patch():
-    with pytest.raises(
-        ValueError, match="height x width = 10 x 40; use a patch_size of at most 10"
-    ):
+    message = "height x width = 10 x 40; use a patch_size of at most 10"
+    with pytest.raises(ValueError, match=message):
         MultiPatchTransform(3, 16, 20)(Image.new("RGB", (40, 10)))

@@ -1,1 +1,4 @@
-"""Operations on float patches (k, 3, h, w) in [0, 1], batched, each patch with its own parameters."""
+"""Batched operations on float patches (k, 3, h, w) in [0, 1], each patch with its own parameters.
+
+`crop` cuts and resizes them, `colour` and `blur` change them.
+"""

@@ -1,9 +1,16 @@
-"""Colour operations, each patch with a strength of its own."""
+"""Colour operations, each patch with a strength of its own.
+
+The jitter runs on patches that are sorted by the hue shift's place among its four operations. So
+the costly hue rotation takes each patch once, on slices. The other three operations are one formula
+with coefficients per patch.
+"""
 
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of the jitter
 
 
 def grey(x: Tensor) -> Tensor:
@@ -12,16 +19,40 @@ def grey(x: Tensor) -> Tensor:
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def color_jitter(x: Tensor, hue_at: list[int], table: Tensor) -> None:
-    """Brightness, contrast, saturation and hue in each patch's own order, in place, on (k, 3, s, s) in [0, 1].
+def solarize(x: Tensor) -> Tensor:
+    """Inverts values of at least one half, 128 and above in 8 bits: the smaller of x and 1 - x."""
+    return torch.minimum(x, 1 - x)
+
+
+def jitter_table(order: Tensor, factors: Tensor) -> Tensor:
+    """Coefficients of the jitter, (4, 3, k, 1): for each of the four places what `blend` takes.
+
+    Brightness, contrast and saturation blend a patch with black, with its mean grey and with its
+    grey image: clamp(f x + (1 - f) other). The coefficients are f, the share of the grey image and
+    the share of the mean grey. A share is 1 - f for the operation that it belongs to, and else 0.
+    At the hue shift's place the first one is the shift.
 
     Args:
-        hue_at: for how many of these patches, one after the other, the hue shift stands first, second, third and fourth;
-            the rest of them are left as they are.
-        table: from `_jitter_table`.
+        order: int64 (k, 4), the operations in order of application.
+        factors: (k, 4), the strength of each operation: three factors, and the hue shift in turns.
+    """
+    strength = factors.gather(-1, order)
+    rest = 1 - strength
+    table = torch.stack((strength, rest * (order == SATURATION), rest * (order == CONTRAST)))
+    return table.permute(2, 0, 1).unsqueeze(-1).contiguous()
+
+
+def color_jitter(x: Tensor, hue_counts: list[int], table: Tensor) -> None:
+    """Brightness, contrast, saturation and hue in each patch's own order, in place.
+
+    Args:
+        x: patches (k, 3, s, s) in [0, 1], sorted by the hue shift's place.
+        hue_counts: how many of them have the hue shift first, second, third and fourth. The patches
+            after these are left as they are.
+        table: from `jitter_table`, for the same patches.
     """
     x = x.view(len(x), 3, -1)
-    bounds = [0, *accumulate(hue_at[:4])]
+    bounds = [0, *accumulate(hue_counts[:4])]
     for place, (start, end) in enumerate(pairwise(bounds)):
         if start < end:
             rotate_hue(x[start:end], table[place, 0, start:end])
@@ -31,39 +62,38 @@ def color_jitter(x: Tensor, hue_at: list[int], table: Tensor) -> None:
 
 
 def blend(x: Tensor, strength: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:
-    """clamp(strength x + to_grey grey(x) + to_mean mean(grey(x))) in place on (k, 3, p); coefficients (k, 1)."""
+    """clamp(strength x + to_grey grey(x) + to_mean mean(grey(x))), in place.
+
+    Shapes: x (k, 3, p), coefficients (k, 1).
+    """
     luma = grey(x)
     constant = to_mean * luma.mean(-1, keepdim=True)
     other = luma.mul_(to_grey).add_(constant)
-    # Two-operand steps: torch's CPU kernels of three (addcmul, lerp) are several times slower when one is broadcast.
+    # Steps of two operands: torch's CPU kernels of three (addcmul, lerp) are several times slower
+    # when one of them is broadcast.
     x.mul_(strength[:, None]).add_(other[:, None]).clamp_(0, 1)
 
 
 def rotate_hue(x: Tensor, turns: Tensor) -> None:
-    """Shifts the hue by ``turns`` (k, 1) of the colour wheel, in place on RGB (k, 3, p).
+    """Shifts the hue of RGB (k, 3, p) by ``turns`` (k, 1) of the colour wheel, in place.
 
-    The usual HSV conversion without its six cases. The hue lies between -1/2 and 1/2 turn from red, towards green if
-    green > blue; its size in sixths of a turn is 1 + (green + blue - red - low) / spread, where low and spread are the
-    smallest channel value and the distance from there to the largest. A hue shift keeps both. The shifted channel is at
-    the largest up to a sixth of a turn away from its own hue (red 0, green 1/3, blue 2/3), at the smallest beyond a third,
+    The usual HSV conversion without its six cases. Let low be the smallest channel value and spread
+    the distance from there to the largest. The hue lies between -1/2 and 1/2 turn from red, towards
+    green if green > blue. Its size in sixths of a turn is 1 + (green + blue - red - low) / spread.
+
+    A shift keeps low and spread. Each channel has a hue of its own (red 0, green 1/3, blue 2/3). It
+    is at the largest value up to a sixth of a turn away from there, at the smallest beyond a third,
     and linear between. Red, whose hue is both 0 and 1, counts from the opposite, 1/2.
     """
     red, green, blue = x.unbind(1)
     high, low = x.amax(1), x.amin(1)
     spread = high - low
-    slope = (6 * spread).clamp_(
-        min=1e-30
-    )  # not 0 for grey pixels, whose hue is arbitrary and finite
+    # The bound is for grey pixels: it makes their hue, which is arbitrary, finite.
+    slope = (6 * spread).clamp_(min=1e-30)
     size = (green + blue).sub_(red).sub_(low).div_(slope).add_(1 / 6)
     hue = size.copysign_(green - blue).add_(turns + 1).frac_()  # from 0 to 1
     top = high + spread
-    torch.addcmul(
-        high.sub_(spread, alpha=2), slope, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red
-    )
+    bottom = high.sub_(spread, alpha=2)
+    torch.addcmul(bottom, slope, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=red)
     torch.addcmul(top, slope, (hue - 1 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=green)
     torch.addcmul(top, slope, hue.sub_(2 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=blue)
-
-
-def solarize(x: Tensor) -> Tensor:
-    """Inverts values of at least one half, which is 128 and above in 8 bits: the smaller of x and 1 - x."""
-    return torch.minimum(x, 1 - x)
