@@ -1,17 +1,15 @@
 """All that depends on the version of solo-learn.
 
-Importing this package imports solo-learn, repairs it for today's torch and Lightning, and exports the
-names that the rest of the project uses. ``API`` is the version whose programming interface is
-installed: 1.0.2 (the package index) or 1.0.6 (the repository). ``VERSION`` is what the installed
-one calls itself.
+Importing this package imports solo-learn, repairs and corrects it, and exports the names that the
+rest of the project uses. ``API`` is the version whose programming interface is installed: 1.0.2
+(the package index) or 1.0.6 (the repository). ``VERSION`` is what the installed one calls itself.
 """
 
 import importlib
-from types import ModuleType
 
 from torch import nn
 
-from emp_plugin.solo_learn import corrections
+from emp_plugin.solo_learn import corrections, repairs
 from emp_plugin.solo_learn.version import find_api
 
 API, VERSION = find_api()
@@ -23,21 +21,19 @@ else:
     import lightning.pytorch as pl
 
     from emp_plugin.solo_learn import v1_0_6 as installed
-installed.apply_repairs(installed.import_solo())
 
+_solo = installed.import_solo()
+repairs.apply_repairs(_solo, installed.REPAIRS, API)
+corrections.apply_corrections(_solo, API)
 
-def _solo(name: str) -> ModuleType:
-    return importlib.import_module(f"solo.{name}")
-
-
-METHODS = _solo("methods").METHODS
-BaseMethod = _solo("methods.base").BaseMethod
-BaseMomentumMethod = _solo("methods.base").BaseMomentumMethod
-corrections.apply_corrections(METHODS["swav"], BaseMomentumMethod)
-WeightedKNNClassifier = _solo("utils.knn").WeightedKNNClassifier
+METHODS = importlib.import_module("solo.methods").METHODS
+BaseMethod = _solo.base.BaseMethod
+BaseMomentumMethod = _solo.base.BaseMomentumMethod
+WeightedKNNClassifier = _solo.knn.WeightedKNNClassifier
 
 # these need the names above
-from emp_plugin.solo_learn.build import build_method, processes, split_settings  # noqa: E402
+from emp_plugin.solo_learn.build import build_method  # noqa: E402
+from emp_plugin.solo_learn.settings import processes, split_settings  # noqa: E402
 
 
 def backbone_of(method: nn.Module) -> nn.Module:

@@ -1,9 +1,13 @@
-"""What both generations of solo-learn need to work on torch 2, Lightning 2 and torchmetrics 1, and to read each other's checkpoints.
+"""Repairs: changes that let solo-learn run on torch 2, Lightning 2 and torchmetrics 1.
 
-As in :mod:`wheel` and :mod:`head`, every patch is one function that replaces single attributes of solo-learn's classes and says why.
+Its files are not edited. Each repair is one function that replaces single attributes of its classes
+and says why. Those of both versions are here, the others in :mod:`v1_0_2` and :mod:`v1_0_6`. The
+tests show for each what happens without it.
 """
 
 import functools
+import importlib
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,56 +18,44 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn.knn import knn_accuracy
-from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of
 
-NAMES_OF_1_0_6 = {
-    "encoder": "backbone",
-    "momentum_encoder": "momentum_backbone",
-}  # what 1.0.2 calls these modules: what 1.0.6 does
+MODULES = (
+    "methods.base",
+    "methods.dino",
+    "methods.linear",
+    "methods.swav",
+    "utils.knn",
+    "utils.lars",
+    "utils.metrics",
+)
+# what 1.0.2 calls a method's modules, and 1.0.6
+NAMES_OF_1_0_6 = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}
 WRITTEN_BY = "solo_learn_generation"  # the key in a checkpoint
 FORMER_NAMES = {"wheel": "1.0.2", "head": "1.0.6"}  # what older checkpoints have there
+BANKS = ("train_features", "train_targets", "test_features", "test_targets")
 
 
-def schedule_by_step(solo: SimpleNamespace) -> None:
-    """Learning rates that move with every step, from any share of an epoch of warm-up.
+def import_modules() -> SimpleNamespace:
+    """The modules of solo-learn that are repaired and corrected, by the last part of the name."""
+    modules = {path.rpartition(".")[2]: importlib.import_module(f"solo.{path}") for path in MODULES}
+    return SimpleNamespace(**modules)
 
-    The wheel's schedules move once per epoch: in a run of one epoch the rate would stay at the start of the warm-up. The head's warm-up
-    divides by its steps less one and has to end on a whole step; without one, all parameters (the classifier's too) get the same rate.
-    """
 
-    def by_step(original):
-        def configure_optimizers(self):
-            name = self.scheduler
-            # "none", LinearModel's others, and solo-learn's own error for unknown names; the head's schedules by epoch are its own
-            if name not in STEPWISE or getattr(self, "scheduler_interval", "step") != "step":
-                return original(self)
-            self.scheduler = "none"
-            try:
-                optimizer = original(self)
-            finally:
-                self.scheduler = name
-            total, epoch = steps_of(self.trainer)
-            # the wheel's LinearModel has no settings for the warm-up: ten epochs from 0 down to 0, always
-            scheduler = per_step(
-                optimizer,
-                name,
-                total,
-                epoch,
-                getattr(self, "warmup_epochs", 10),
-                getattr(self, "warmup_start_lr", 0.0),
-                getattr(self, "min_lr", 0.0),
-                self.lr_decay_steps,
-            )
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-        return configure_optimizers
-
-    for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
-        cls.configure_optimizers = by_step(cls.configure_optimizers)
+def apply_repairs(solo: SimpleNamespace, repairs: Iterable[Callable], api: str) -> None:
+    """Repair the modules of :func:`import_modules`; a second call does nothing."""
+    if getattr(solo.base, "_repaired_by_emp_plugin", False):
+        return
+    for repair in repairs:
+        repair(solo)
+    exchange_checkpoints(solo, api)
+    solo.base._repaired_by_emp_plugin = True
 
 
 def repair_knn(solo: SimpleNamespace) -> None:
-    """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``; :mod:`knn` says what was wrong with the rest."""
+    """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``.
+
+    The accuracies are :func:`knn.knn_accuracy`'s, which says what was wrong with solo-learn's.
+    """
 
     def __init__(
         self,
@@ -77,32 +69,27 @@ def repair_knn(solo: SimpleNamespace) -> None:
         Metric.__init__(self, dist_sync_on_step=dist_sync_on_step)
         self.k, self.T, self.max_distance_matrix_size = k, T, max_distance_matrix_size
         self.distance_fx, self.epsilon = distance_fx, epsilon
-        for state in ("train_features", "train_targets", "test_features", "test_targets"):
-            # of training and kept in checkpoints: a run may be cut off between filling and asking
-            self.add_state(
-                state, default=[], dist_reduce_fx="cat", persistent=state.startswith("train")
-            )
+        for bank in BANKS:
+            # checkpoints keep those of training: a run may be cut off between filling and asking
+            kept = bank.startswith("train")
+            self.add_state(bank, default=[], dist_reduce_fx="cat", persistent=kept)
 
     def forward(self, *args: Any, **kwargs: Any):
         self.update(*args, **kwargs)
 
     def compute(self) -> tuple[float, float]:
-        """k-NN accuracy @1 and @5 in percent, -1 (as the head has it) without any features; empties the memory banks."""
+        """k-NN accuracy @1 and @5 in percent, -1 (as in 1.0.6) without features.
+
+        Empties the memory banks.
+        """
         if not len(self.train_features) or not len(self.test_features):
             return -1.0, -1.0
-        banks = [
-            dim_zero_cat(bank)
-            for bank in (
-                self.train_features,
-                self.train_targets,
-                self.test_features,
-                self.test_targets,
-            )
-        ]
+        banks = [dim_zero_cat(getattr(self, bank)) for bank in BANKS]
         accuracies = knn_accuracy(
             *banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size
         )
-        if not self._is_synced:  # the banks of several processes together are only lent: on_validation_epoch_end empties each one's own
+        # with several processes these are a joint copy; on_validation_epoch_end empties each one's
+        if not self._is_synced:
             self.reset()
         return accuracies
 
@@ -111,7 +98,10 @@ def repair_knn(solo: SimpleNamespace) -> None:
 
 
 def allow_few_classes(solo: SimpleNamespace) -> None:
-    """The momentum classifier and LinearModel ask for the top 5 of any number of classes; with fewer, top-5 is the top of all."""
+    """With fewer than 5 classes, top-5 is the top of all.
+
+    The momentum classifier and LinearModel ask for the top 5 of any number, which fails.
+    """
     original = solo.metrics.accuracy_at_k
 
     def accuracy_at_k(outputs: Tensor, targets: Tensor, top_k=(1, 5)):
@@ -122,14 +112,17 @@ def allow_few_classes(solo: SimpleNamespace) -> None:
 
 
 def keep_swavs_queue(solo: SimpleNamespace) -> None:
-    """SwAV makes its queue when training starts: too late for a checkpoint, which fails on the unexpected key, and always of zeros.
+    """SwAV has its queue from the beginning, and a checkpoint holds the parts of all processes.
 
-    Here it is there from the beginning, and a checkpoint holds the parts of all processes. As everywhere in solo-learn, it is a buffer, and DDP
-    hands the first process's buffers to all before every step, so that on several GPUs all of them use the first one's part.
+    solo-learn makes it when training starts, always of zeros. That is too late for a checkpoint,
+    which fails on the unexpected key.
+
+    As everywhere in solo-learn, it is a buffer. DDP hands the first process's buffers to all before
+    every step, so that on several GPUs all of them use the first one's part.
     """
     make, start = solo.swav.SwAV.__init__, solo.swav.SwAV.on_train_start
 
-    @functools.wraps(make)  # build.py reads a method's settings off its constructor
+    @functools.wraps(make)  # build.py reads its parameters
     def __init__(self, *args: Any, **kwargs: Any):
         make(self, *args, **kwargs)
         if self.queue_size > 0:
@@ -152,7 +145,10 @@ def keep_swavs_queue(solo: SimpleNamespace) -> None:
 
 
 def resume_dinos_epoch(solo: SimpleNamespace) -> None:
-    """DINO tells its loss the epoch at the epoch's start, which a run resumed in the middle of one has behind it."""
+    """A run of DINO that is resumed in the middle of an epoch tells its loss which one it is.
+
+    solo-learn does so at the start of an epoch alone.
+    """
 
     def on_train_start(self):
         super(solo.dino.DINO, self).on_train_start()
@@ -161,11 +157,14 @@ def resume_dinos_epoch(solo: SimpleNamespace) -> None:
     solo.dino.DINO.on_train_start = on_train_start
 
 
-REPAIRS = (schedule_by_step, repair_knn, allow_few_classes, keep_swavs_queue, resume_dinos_epoch)
+REPAIRS = (repair_knn, allow_few_classes, keep_swavs_queue, resume_dinos_epoch)
 
 
 def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, Any]:
-    """The means over the images of all processes, each image once (Lightning's own weights are rounded when their number is odd)."""
+    """Means over the images of all processes, from those of this one over its ``images``.
+
+    Each image counts once. (Lightning rounds its own weights when their number is odd.)
+    """
     if trainer.world_size == 1:
         return log
     sums = torch.tensor(
@@ -179,9 +178,9 @@ def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, 
 def exchange_checkpoints(solo: SimpleNamespace, api: str) -> None:
     """Checkpoints call the backbone what 1.0.6 calls it, whoever writes them; either name is read.
 
-    The ``main_linear.py`` of 1.0.6 takes the weights called ``backbone``. If there are none it starts
-    from random ones without a word. Only weights are exchanged. The optimisers' states differ, so a
-    run is continued under the version that began it.
+    The ``main_linear.py`` of 1.0.6 takes the weights called ``backbone``. If there are none it
+    starts from random ones without a word. Only weights are exchanged. The optimisers' states
+    differ, so a run is continued under the version that began it.
     """
     here = NAMES_OF_1_0_6 if api == "1.0.6" else {new: old for old, new in NAMES_OF_1_0_6.items()}
     original = solo.base.BaseMethod.load_state_dict
@@ -191,13 +190,16 @@ def exchange_checkpoints(solo: SimpleNamespace, api: str) -> None:
         checkpoint[WRITTEN_BY] = api
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        continued = self._trainer is not None and self._trainer.state.fn == "fit"
+        try:
+            continued = self.trainer.state.fn == "fit"
+        except RuntimeError:  # load_from_checkpoint: there is no trainer
+            continued = False
         writer = checkpoint.get(WRITTEN_BY, api)
         writer = FORMER_NAMES.get(writer, writer)
         if continued and writer != api:
             raise UserError(
-                f"this checkpoint was written under solo-learn {writer}, and this is {api}: it can be "
-                "evaluated here, but its training only continues there. "
+                f"this checkpoint was written under solo-learn {writer}, and this is {api}: "
+                "it can be evaluated here, but its training only continues there. "
                 "Start another run with auto_resume.enabled=False"
             )
 

@@ -13,7 +13,10 @@ STEPWISE = ("warmup_cosine", "cosine", "step")
 def warmup_cosine(
     step: int, peak: float, warmup: float, total: float, start: float = 0.0, floor: float = 0.0
 ) -> float:
-    """Learning rate at ``step``: a line from ``start`` to ``peak`` over ``warmup`` steps, then half a cosine to ``floor`` at ``total``.
+    """Learning rate at ``step``.
+
+    A line from ``start`` to ``peak`` over ``warmup`` steps, then half a cosine to ``floor`` at
+    ``total``.
 
     >>> [round(warmup_cosine(step, peak=1.0, warmup=2, total=6), 3) for step in range(7)]
     [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
@@ -38,7 +41,8 @@ def steps_of(trainer: Any) -> tuple[int, int]:
     total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (0 < total < math.inf and batches < math.inf):
         raise ValueError(
-            "a learning rate schedule needs a run of known length: set max_epochs, and use a loader with a length"
+            "a learning rate schedule needs a run of known length: set max_epochs, "
+            "and use a loader with a length"
         )
     return int(total), math.ceil(batches / trainer.accumulate_grad_batches)
 
@@ -55,8 +59,9 @@ def per_step(
 ) -> LambdaLR:
     """Scheduler to be stepped once per optimiser step.
 
-    ``total`` and ``epoch`` count steps; ``warmup_epochs`` (may be a fraction) and ``lr_decay_steps`` count epochs. Groups with
-    ``static_lr`` keep their rate, as in solo-learn. Its state is the step count, so it resumes in the middle of an epoch.
+    ``total`` and ``epoch`` count steps; ``warmup_epochs`` (may be a fraction) and
+    ``lr_decay_steps`` count epochs. Groups with ``static_lr`` keep their rate, as in solo-learn.
+    Its state is the step count, so it resumes in the middle of an epoch.
 
     Raises:
         ValueError: name "step" without lr_decay_steps.
@@ -66,19 +71,20 @@ def per_step(
     warmup = warmup_epochs * epoch if name == "warmup_cosine" else 0
     if warmup >= total:
         warnings.warn(
-            f"the warm-up ({warmup:g} steps) is not shorter than the run ({total} steps): the learning rate never reaches its value; "
+            f"the warm-up ({warmup:g} steps) is not shorter than the run ({total} steps): "
+            "the learning rate never reaches its value; "
             "lower scheduler.warmup_epochs (fractions are fine)",
             stacklevel=2,
         )
+
+    milestones = [milestone * epoch for milestone in lr_decay_steps or []]
 
     def factor(group: dict[str, Any]):
         peak = group["lr"]
         if group.get("static_lr") or not peak:
             return lambda step: 1.0
         if name == "step":
-            return lambda step: multi_step(
-                step, 1.0, [milestone * epoch for milestone in lr_decay_steps]
-            )
+            return lambda step: multi_step(step, 1.0, milestones)
         return lambda step: warmup_cosine(step, peak, warmup, total, warmup_start_lr, min_lr) / peak
 
     return LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])

@@ -7,15 +7,15 @@ from pathlib import Path
 
 INSTALL = (
     "install the tested version with `pip install --no-deps solo-learn==1.0.2` "
-    "(or the repository's head, `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)"
+    "(or 1.0.6 with `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)"
 )
 
 
 def find_api() -> tuple[str, str]:
-    """Generation ("wheel" or "head") and version of the solo-learn that ``import solo`` would find.
+    """API ("1.0.2" or "1.0.6") and version of the solo-learn that ``import solo`` would find.
 
     Raises:
-        ImportError: there is no solo-learn, or one of a generation we don't know; the message names the install command.
+        ImportError: there is no solo-learn, or an unknown one; the message says how to install it.
     """
     spec = importlib.util.find_spec("solo")
     if spec is None:
@@ -31,7 +31,10 @@ def find_api() -> tuple[str, str]:
 
 
 def api_of(root: Path, version: str) -> str | None:
-    """Generation of the package in folder ``root``, None if unknown. Judged by its layout, the wheel's also by its version."""
+    """The API of the package in folder ``root``, None if unknown.
+
+    Judged by its files. Those of 1.0.2 are older than it, so that the version has to match too.
+    """
     if (root / "backbones").is_dir() and (root / "methods" / "mae.py").is_file():
         return "1.0.6"
     if (root / "utils" / "backbones.py").is_file() and version in ("1.0.2", "unknown"):
@@ -40,7 +43,7 @@ def api_of(root: Path, version: str) -> str | None:
 
 
 def _version(root: Path) -> str:
-    """Version of the distribution that put ``root`` there, or what the setup.py of a checkout says (which has no distribution)."""
+    """Version of the distribution that ``root`` belongs to; of a checkout, its setup.py's."""
     try:
         found = importlib.metadata.distribution("solo-learn")
         installed = Path(found.locate_file("solo")).resolve()

@@ -25,7 +25,7 @@ OWN = {
     "nnsiam": {"pred_hidden_dim": 8, "queue_size": 8},
     "simsiam": {"pred_hidden_dim": 8},
     "wmse": {"whitening_size": 4, "whitening_eps": 0.1, "proj_output_dim": 2},
-    # of the head alone
+    # of 1.0.6 alone
     "all4one": {"proj_output_dim": 8, "pred_hidden_dim": 8, "queue_size": 8, "temperature": 0.2},
     "mocov3": {"pred_hidden_dim": 8, "temperature": 0.2},
     "supcon": {"temperature": 0.2},
@@ -34,7 +34,10 @@ OWN = {
 
 
 def make_config(method: str, **overrides):
-    """A small run in the head's schema; overrides are dotted keys with __ for the dots."""
+    """A small run in the schema of 1.0.6; overrides are dotted keys with __ for the dots."""
+    method_kwargs = {}
+    if method in OWN:
+        method_kwargs = {"proj_hidden_dim": 8, "proj_output_dim": 4, **OWN[method]}
     cfg = OmegaConf.create(
         {
             "name": "test",
@@ -43,9 +46,7 @@ def make_config(method: str, **overrides):
             "devices": [0],
             "accumulate_grad_batches": 1,
             "backbone": {"name": "resnet18", "kwargs": {}, "stem_padding": None},
-            "method_kwargs": {"proj_hidden_dim": 8, "proj_output_dim": 4, **OWN.get(method, {})}
-            if method in OWN
-            else {},
+            "method_kwargs": method_kwargs,
             "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
             "data": {
                 "dataset": "cifar10",
@@ -79,7 +80,10 @@ def make_config(method: str, **overrides):
 
 
 def make_linear(solo_linear=None, classes: int = 3, **overrides):
-    """solo-learn's own linear probe on a tiny backbone, of the installed module or another one; overrides as in make_config."""
+    """solo-learn's linear probe on a tiny backbone, by default of the installed module.
+
+    Overrides as in make_config.
+    """
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
     backbone.num_features = 6
@@ -126,30 +130,25 @@ class RandomImages(torch.utils.data.Dataset):
 
 
 def loader(length: int, training: bool, batch_size: int = 4):
-    return torch.utils.data.DataLoader(
-        RandomImages(length, training), batch_size, drop_last=training
-    )
+    images = RandomImages(length, training)
+    return torch.utils.data.DataLoader(images, batch_size, drop_last=training)
 
 
 def make_trainer(**kwargs):
-    return pl.Trainer(
-        **(
-            {
-                "max_epochs": 1,
-                "accelerator": "cpu",
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-            }
-            | kwargs
-        )
-    )
+    small = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**(small | kwargs))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """On a busy machine of few cores two threads wait for each other: such small images are then 20 times slower."""
+    """Threads wait for each other on a busy machine of few cores, which takes 20 times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -158,23 +157,34 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tools():
-    """The functions above, for test modules: with pytest's importlib mode they cannot import this file."""
+    """The functions above: in pytest's importlib mode, tests cannot import this file."""
     return SimpleNamespace(
         make_config=make_config, make_linear=make_linear, make_trainer=make_trainer, loader=loader
     )
 
 
 @pytest.fixture(scope="session")
-def unpatched():
-    """A second, unpatched copy of solo-learn's modules, to show that a failure is real; sys.modules keeps the patched one."""
-    patched = {
-        name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "solo"
-    }
+def untouched():
+    """solo-learn's modules once more, neither repaired nor corrected: what fails in them is real.
+
+    ``sys.modules`` keeps the others.
+    """
+    in_use = {name: sys.modules.pop(name) for name in _solo_names()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm notes that the backbones are registered again
             return installed.import_solo()
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "solo"]:
+        for name in _solo_names():
             del sys.modules[name]
-        sys.modules.update(patched)
+        sys.modules.update(in_use)
+
+
+@pytest.fixture(scope="session")
+def unpatched(untouched):
+    """The same, under the name that test_knn.py has for it."""
+    return untouched
+
+
+def _solo_names() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "solo"]

@@ -1,4 +1,6 @@
-"""Run by test_versions_agree.py under each version: trains methods, and evaluates checkpoints of the other version.
+"""Run by test_versions_agree.py under each version.
+
+It trains methods, and evaluates checkpoints of the other version:
 
 python one_version.py train FOLDER [FOLDER OF INITIAL WEIGHTS]
 python one_version.py evaluate FOLDER
@@ -25,13 +27,12 @@ STEPS = {
     "vicreg": 2,
     "ressl": 2,
 }
-FLOAT32 = (
-    "emp",
-    "simclr-warmup",
-    "byol-sgd",
-)  # the others in float64; why: test_versions_agree.py
-VARIANTS = {  # 20 steps at the beginning of a long recipe, where the learning rate rises to a hundredth of its peak; and without LARS
+# the others in float64; why: test_versions_agree.py
+FLOAT32 = ("emp", "simclr-warmup", "byol-sgd")
+VARIANTS = {
+    # the beginning of a long run, where the learning rate rises to a hundredth of its peak
     "simclr-warmup": {"max_epochs": 100, "scheduler__warmup_epochs": 99},
+    # without LARS
     "byol-sgd": {
         "optimizer__name": "sgd",
         "optimizer__kwargs": {"momentum": 0.9},
@@ -67,24 +68,24 @@ def features(method) -> torch.Tensor:
 
 
 def train(name: str, folder: Path, initial: Path | None) -> None:
-    """Leaves the initial and the trained checkpoint, and the losses and the features of the latter."""
+    """Leaves the initial and the trained checkpoint, the losses, and the trained one's features."""
+    views = 4 if name == "emp" else 2
     cfg = make_config(
         name.partition("-")[0],
         seed=0,
         optimizer__batch_size=BATCH,
         optimizer__kwargs__nesterov=name == "emp",
-        data__num_large_crops=4 if name == "emp" else 2,
+        data__num_large_crops=views,
     )
     for key, value in VARIANTS.get(name, {}).items():
         OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
     dtype = torch.float32 if name in FLOAT32 else torch.float64
     method = fresh_method(cfg).to(dtype)
     if initial:
-        method.load_state_dict(
-            torch.load(initial / f"{name}.initial.pt", weights_only=True)["state_dict"]
-        )
+        start = torch.load(initial / f"{name}.initial.pt", weights_only=True)
+        method.load_state_dict(start["state_dict"])
     losses = Losses()
-    data = Images(STEPS[name] * BATCH, views=4 if name == "emp" else 2, dtype=dtype)
+    data = Images(STEPS[name] * BATCH, views=views, dtype=dtype)
     trainer = make_trainer(
         callbacks=[losses],
         limit_val_batches=0,

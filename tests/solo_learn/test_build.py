@@ -5,14 +5,15 @@ import torch
 from omegaconf import OmegaConf
 
 from emp_plugin.solo_learn import (
+    API,
     METHODS,
     BaseMethod,
     backbone_of,
-    build,
     build_method,
+    settings,
     split_settings,
 )
-from emp_plugin.solo_learn.build import _device_count
+from emp_plugin.solo_learn.settings import _device_count
 
 
 @dataclass
@@ -25,9 +26,9 @@ class Mine(BaseMethod):
     lr_scaled_by_batch_size = False
 
     def __init__(self, *args, **kwargs):
-        self_settings, args, kwargs = split_settings(Settings, args, kwargs)
+        own, args, kwargs = split_settings(Settings, args, kwargs)
         super().__init__(*args, **kwargs)
-        self.settings = self_settings
+        self.settings = own
 
 
 @pytest.fixture
@@ -36,22 +37,21 @@ def mine(monkeypatch):
 
 
 def test_configuration_reaches_the_constructor(tools):
-    method = build_method(
-        tools.make_config(
-            "byol",
-            optimizer__batch_size=64,
-            devices=[0, 1],
-            num_nodes=2,
-            accumulate_grad_batches=3,
-            momentum__classifier=True,
-            momentum__base_tau=0.97,
-            knn_eval__enabled=True,
-            knn_eval__k=7,
-            knn_eval__distance_func="cosine",
-            scheduler__min_lr=0.01,
-            optimizer__kwargs__nesterov=True,
-        )
+    cfg = tools.make_config(
+        "byol",
+        optimizer__batch_size=64,
+        devices=[0, 1],
+        num_nodes=2,
+        accumulate_grad_batches=3,
+        momentum__classifier=True,
+        momentum__base_tau=0.97,
+        knn_eval__enabled=True,
+        knn_eval__k=7,
+        knn_eval__distance_func="cosine",
+        scheduler__min_lr=0.01,
+        optimizer__kwargs__nesterov=True,
     )
+    method = build_method(cfg)
     assert method.lr == pytest.approx(0.4 * 64 * 4 / 256 * 3)
     assert method.classifier_lr == pytest.approx(0.1 * 64 * 4 / 256 * 3)
     assert dict(method.extra_optimizer_args).items() >= {"momentum": 0.9, "nesterov": True}.items()
@@ -91,29 +91,22 @@ def test_the_configuration_is_left_alone(tools):
 
 
 def test_methods_with_settings_of_their_own(tools, mine):
-    method = build_method(
-        tools.make_config("mine", method_kwargs__width=5, accumulate_grad_batches=2)
-    )
+    cfg = tools.make_config("mine", method_kwargs__width=5, accumulate_grad_batches=2)
+    method = build_method(cfg)
     assert method.settings == Settings(5, "code")
     assert method.lr == 0.4
     assert method.classifier_lr == 0.1
 
 
-@pytest.mark.skipif(
-    build.API != "1.0.2",
-    reason="about the wheel's constructors; solo-learn's head is in use",
-)
+@pytest.mark.skipif(API != "1.0.2", reason="about 1.0.2's constructors")
 def test_settings_are_also_taken_from_keywords():
-    """The wheel's own command line passes all its arguments to the constructor."""
-    assert split_settings(Settings, (1,), {"width": 5, "lr": 0.1}) == (
-        Settings(5),
-        (1,),
-        {"lr": 0.1},
-    )
+    """The command line of 1.0.2 passes all its arguments to the constructor."""
+    split = split_settings(Settings, (1,), {"width": 5, "lr": 0.1})
+    assert split == (Settings(5), (1,), {"lr": 0.1})
 
 
-def test_settings_on_the_repositorys_head(monkeypatch):
-    monkeypatch.setattr(build, "API", "1.0.6")
+def test_settings_on_1_0_6(monkeypatch):
+    monkeypatch.setattr(settings, "API", "1.0.6")
     cfg = OmegaConf.create({"method_kwargs": {"width": 5}})
     assert split_settings(Settings, (cfg,), {}) == (Settings(5), (cfg,), {})
     assert split_settings(Settings, (), {"cfg": OmegaConf.create({})})[0] == Settings()
@@ -184,11 +177,11 @@ def test_what_cannot_work_is_named(tools, mine, method, change, message):
 
 
 def test_solo_learns_own_ressl_recipe_is_understood(tools):
-    build_method(
-        tools.make_config(
-            "ressl", method_kwargs__base_tau_momentum=0.9, method_kwargs__momentum_classifier=None
-        )
-    )
+    repeated = {
+        "method_kwargs__base_tau_momentum": 0.9,
+        "method_kwargs__momentum_classifier": None,
+    }
+    build_method(tools.make_config("ressl", **repeated))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints that both versions, and the programs of the repository's head, can read."""
+"""Checkpoints that both versions, and the programs of solo-learn 1.0.6, can read."""
 
 import pytest
 import torch
@@ -21,15 +21,14 @@ def names(state):
     return {key.partition(".")[0] for key in state}
 
 
-def test_the_backbone_is_called_as_in_the_head(saved):
-    """The head's main_linear.py takes what is called backbone: it must be all that a ResNet has, and nothing else may look like it."""
+def test_the_backbone_is_called_as_in_1_0_6(saved):
+    """Its main_linear.py takes what is called backbone: all that a ResNet has, and nothing else."""
     method, path = saved
     state = torch.load(path, weights_only=True)["state_dict"]
     assert names(state) >= {"backbone", "momentum_backbone"}
     assert not [key for key in state if "encoder" in key]
-    assert {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")} == set(
-        backbone_of(method).state_dict()
-    )
+    parts = {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")}
+    assert parts == set(backbone_of(method).state_dict())
 
 
 @pytest.mark.parametrize("style", ["1.0.2", "1.0.6"])
@@ -69,9 +68,8 @@ def test_a_run_continues_under_its_version_alone(tools, saved):
     assert fit() == 2  # one from before versions were called by their numbers
     other = "1.0.6" if API == "1.0.2" else "1.0.2"
     torch.save(checkpoint | {repairs.WRITTEN_BY: other}, saved[1])
-    with pytest.raises(
-        UserError, match=f"written under solo-learn {other}.*auto_resume.enabled=False"
-    ):
+    refusal = f"written under solo-learn {other}.*auto_resume.enabled=False"
+    with pytest.raises(UserError, match=refusal):
         fit()
     trainer = tools.make_trainer()  # evaluating it is not continuing it
     trainer.validate(

@@ -1,4 +1,7 @@
-"""SwAV's epochs and the momentum's tau move with the optimiser's steps, in runs of one epoch and of a part of one."""
+"""SwAV's epochs and the momentum's tau move with the optimiser's steps, SwAV's queue waits.
+
+Schedules and LARS have files of their own.
+"""
 
 import math
 
@@ -17,9 +20,10 @@ class Watch(pl.Callback):
     def on_train_start(self, trainer, module):
         if hasattr(module, "prototypes"):
             self.calls = 0
-            module.prototypes.register_forward_hook(
-                lambda *_: setattr(self, "calls", self.calls + 1)
-            )
+            module.prototypes.register_forward_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if hasattr(module, "prototypes"):
@@ -56,9 +60,8 @@ def test_swav_in_one_epoch(tools):
 
 def test_swavs_queue_waits_until_it_is_full(tools):
     """8 images in batches of 4: by its setting it would begin at once, with zeros for images."""
-    watch = watched(
-        tools, build_method(tools.make_config("swav", method_kwargs__epoch_queue_starts=0))
-    )
+    method = build_method(tools.make_config("swav", method_kwargs__epoch_queue_starts=0))
+    watch = watched(tools, method)
     assert watch.forwards == [2, 2, 4, 4, 4, 4]
 
 
@@ -75,9 +78,8 @@ def test_swavs_whole_epochs_are_solo_learns(tools, epochs, moved):
 
 
 def test_prototypes_keep_length_one(tools):
-    method = build_method(
-        tools.make_config("swav", method_kwargs__freeze_prototypes_epochs=0, optimizer__lr=4.0)
-    )
+    cfg = tools.make_config("swav", method_kwargs__freeze_prototypes_epochs=0, optimizer__lr=4.0)
+    method = build_method(cfg)
     before = method.prototypes.weight_v.detach().clone()
     watched(tools, method)
     z = torch.eye(method.proj_output_dim)
@@ -87,11 +89,7 @@ def test_prototypes_keep_length_one(tools):
 
 @pytest.mark.parametrize(("limit", "epochs", "steps"), [(1.0, 1, 6), (2, 1, 2), (3, 2, 6)])
 def test_tau_spans_the_steps_of_the_run(tools, limit, epochs, steps):
-    watch = watched(
-        tools,
-        build_method(tools.make_config("byol", max_epochs=epochs)),
-        max_epochs=epochs,
-        limit_train_batches=limit,
-    )
+    method = build_method(tools.make_config("byol", max_epochs=epochs))
+    watch = watched(tools, method, max_epochs=epochs, limit_train_batches=limit)
     expected = [1 - 0.1 * (math.cos(math.pi * step / steps) + 1) / 2 for step in range(steps)]
     assert watch.taus == pytest.approx(expected)

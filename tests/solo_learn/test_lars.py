@@ -2,21 +2,19 @@
 
 import pytest
 import torch
-from solo.utils import lars as patched
+from solo.utils import lars as corrected
 from torch import nn
 
 from emp_plugin.solo_learn import API, pl
 
 ETA, LR, DECAY, MOMENTUM = 0.02, 0.5, 0.01, 0.9
-of_the_wheel = pytest.mark.skipif(
-    API != "1.0.2", reason="about the wheel's LARSWrapper; solo-learn's head is in use"
-)
+only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about 1.0.2's LARSWrapper")
 
 
 def make_lars(
     module, params, lr=LR, momentum=MOMENTUM, nesterov=True, eta=ETA, clip=False, exclude=True
 ):
-    """solo-learn's LARS: a wrapper of SGD on the wheel, an optimiser on the head."""
+    """solo-learn's LARS: a wrapper of SGD in 1.0.2, an optimiser in 1.0.6."""
     if API == "1.0.6":
         return module.LARS(
             params,
@@ -44,14 +42,8 @@ class Regression(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = make_lars(self.lars, self.parameters(), clip=self.clip)
-        return [optimizer], [
-            {
-                "scheduler": torch.optim.lr_scheduler.LambdaLR(
-                    optimizer, lambda step: 1 / (1 + step)
-                ),
-                "interval": "step",
-            }
-        ]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def data():
@@ -68,7 +60,7 @@ def batch(step):
     return data()[start : start + 3]
 
 
-def train(tools, lars=patched, clip=False, steps=4, **fit):
+def train(tools, lars=corrected, clip=False, steps=4, **fit):
     model = Regression(lars, clip)
     trainer = tools.make_trainer(max_epochs=steps // 2)
     trainer.fit(model, torch.utils.data.DataLoader(data(), 3), **fit)
@@ -106,9 +98,9 @@ def test_equals_the_formula_under_lightning(tools, clip):
     assert same(train(tools, clip=clip)[0], by_hand(clip))
 
 
-@of_the_wheel
-def test_unpatched_uses_raw_gradients(tools, unpatched):
-    model, _ = train(tools, unpatched.lars)
+@only_1_0_2
+def test_untouched_uses_raw_gradients(tools, untouched):
+    model, _ = train(tools, untouched.lars)
     assert not same(model, by_hand(False))
     plain = Regression(None, False)
     sgd = torch.optim.SGD(plain.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True)
@@ -120,14 +112,16 @@ def test_unpatched_uses_raw_gradients(tools, unpatched):
     assert same(model, plain)  # neither LARS nor weight decay
 
 
-@of_the_wheel
+@only_1_0_2
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("clip", [False, True])
-def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, exclude):
-    """Of groups with rates and decays of their own, and of weights or gradients that are zero, NaN or not there. A value that Python asks for shows in a
-    profile."""
+def test_steps_have_the_same_bits_without_waiting_for_a_gpu(untouched, clip, exclude):
+    """Groups have rates and decays of their own; weights or gradients are zero, NaN or not there.
+
+    A value that Python asks for, and waits for, shows in a profile.
+    """
     ended, events = [], []
-    for lars in (patched, unpatched.lars):
+    for lars in (corrected, untouched.lars):
         draws = torch.Generator().manual_seed(0)
         shapes = [(30, 20), (20,), (8, 3, 3, 3), (4, 4), (4, 4), (5,), (), (64, 33), (5, 5)]
         params = [
@@ -150,14 +144,12 @@ def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, e
                 params[8].grad *= torch.nan if step == 3 else 1
                 optimizer.step()
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, DECAY, 0.0]
-        ended.append(
-            [
-                value
-                for p in params
-                for value in (p.detach(), p.grad, optimizer.state[p].get("momentum_buffer"))
-                if value is not None
-            ]
-        )
+        values = [
+            value
+            for p in params
+            for value in (p.detach(), p.grad, optimizer.state[p].get("momentum_buffer"))
+        ]
+        ended.append([value for value in values if value is not None])
         events.append({event.name for event in profile.events()})
     assert len(ended[0]) == 27
     assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*ended))
@@ -166,7 +158,7 @@ def test_steps_have_the_wheels_bits_without_waiting_for_a_gpu(unpatched, clip, e
 
 def test_step_returns_the_closures_loss_and_restores_weight_decay():
     p = nn.Parameter(torch.ones(2, 2))
-    optimizer = make_lars(patched, [p])
+    optimizer = make_lars(corrected, [p])
 
     def closure():
         loss = (p**2).sum()
@@ -190,7 +182,7 @@ def test_gradient_scaler_takes_it():
     p = nn.Parameter(torch.ones(2, 2))
     q = nn.Parameter(torch.ones(2, 2))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    scaled, plain = (make_lars(patched, [x]) for x in (p, q))
+    scaled, plain = (make_lars(corrected, [x]) for x in (p, q))
     scaler.scale((p**2).sum()).backward()
     (q**2).sum().backward()
     scaler.step(scaled)

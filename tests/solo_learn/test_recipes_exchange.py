@@ -1,4 +1,4 @@
-"""Recipes of solo-learn's repository head as input of ours, and ours as input of its main_pretrain.py."""
+"""Recipes of solo-learn 1.0.6 as our input, and ours as that of its main_pretrain.py."""
 
 import importlib
 import importlib.util
@@ -20,25 +20,24 @@ BASELINES = ("simclr", "byol", "vicreg", "swav", "ressl")
 
 
 @pytest.fixture
-def checkout():
-    """Of the head: the one in use, or the one that SOLO_LEARN names."""
-    root = (
-        Path(importlib.util.find_spec("solo").origin).parents[1]
-        if API == "1.0.6"
-        else Path(os.environ.get("SOLO_LEARN", "nowhere"))
-    )
+def theirs():
+    """Folder of the recipes of 1.0.6: the one in use, or the checkout that SOLO_LEARN names."""
+    root = Path(os.environ.get("SOLO_LEARN", "nowhere"))
+    if API == "1.0.6":
+        root = Path(importlib.util.find_spec("solo").origin).parents[1]
     if not (root / "scripts" / "pretrain" / "cifar").is_dir():
-        pytest.skip("needs SOLO_LEARN=<checkout of solo-learn's head>")
-    return root
+        pytest.skip("needs SOLO_LEARN=<checkout of solo-learn 1.0.6>")
+    return root / "scripts" / "pretrain"
+
+
+def read_theirs(folder, name):
+    overrides = ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"]
+    return read_config(str(folder), name, overrides)
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_heads_recipes_are_ours(checkout, name):
-    cfg = read_config(
-        str(checkout / "scripts" / "pretrain" / "cifar"),
-        name,
-        ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
-    )
+def test_we_read_their_recipes(theirs, name):
+    cfg = read_theirs(theirs / "cifar", name)
     assert cfg.method == name
     assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 0)
     assert {augmentation.output_size for augmentation in augmentations(cfg)} == {32}
@@ -48,12 +47,8 @@ def test_the_heads_recipes_are_ours(checkout, name):
 
 @pytest.mark.parametrize(("folder", "ours"), [("cifar", "cifar"), ("imagenet-100", "imagenet100")])
 @pytest.mark.parametrize("name", BASELINES)
-def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
-    theirs = read_config(
-        str(checkout / "scripts" / "pretrain" / folder),
-        name,
-        ["wandb.enabled=False", "accelerator=cpu", "strategy=auto"],
-    )
+def test_our_recipes_say_what_theirs_say(theirs, name, folder, ours):
+    theirs = read_theirs(theirs / folder, name)
     ours = read_config(str(SCRIPTS / "pretrain"), f"{ours}/{name}", [])
     assert theirs.method_kwargs.items() - ours.method_kwargs.items() <= {
         ("base_tau_momentum", 0.99),
@@ -66,22 +61,22 @@ def test_our_recipes_say_what_the_heads_say(checkout, name, folder, ours):
     for key in ("name", "lr", "classifier_lr", "weight_decay"):
         assert theirs.optimizer[key] == ours.optimizer[key]
     assert theirs.optimizer.kwargs.items() <= ours.optimizer.kwargs.items()
-    assert theirs.optimizer.batch_size * len(theirs.devices) == ours.optimizer.batch_size * len(
-        ours.devices
-    )
-    alike = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # the head's are in its code
-    assert [replace(augmentation, **alike) for augmentation in augmentations(theirs)] == [
-        replace(augmentation, **alike) for augmentation in augmentations(ours)
+    images = [cfg.optimizer.batch_size * len(cfg.devices) for cfg in (theirs, ours)]
+    assert images[0] == images[1]
+    alike = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # theirs are in the code
+    made = [
+        [replace(augmentation, **alike) for augmentation in augmentations(cfg)]
+        for cfg in (theirs, ours)
     ]
+    assert made[0] == made[1]
 
 
 @pytest.mark.skipif(
-    API != "1.0.6",
-    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+    API != "1.0.6", reason="about solo-learn 1.0.6: SOLO_LEARN=<checkout> bash scripts/test.sh"
 )
 @pytest.mark.parametrize("name", BASELINES)
-def test_our_recipes_are_the_heads(name):
-    """All that its main_pretrain.py reads of a recipe, before it makes datasets and a Trainer."""
+def test_main_pretrain_reads_our_recipes(name):
+    """All that it reads of a recipe, before it makes datasets and a Trainer."""
     parse_cfg = importlib.import_module("solo.args.pretrain").parse_cfg
     pipeline = importlib.import_module("solo.data.pretrain_dataloader").build_transform_pipeline
     GlobalHydra.instance().clear()

@@ -4,22 +4,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from emp_plugin.solo_learn import API, build_method, installed, pl
+from emp_plugin.solo_learn import API, build_method, corrections, installed, pl
 from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
 
-of_the_wheel = pytest.mark.skipif(
-    API != "1.0.2", reason="about the wheel; solo-learn's head is in use"
+only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about solo-learn 1.0.2")
+only_1_0_6 = pytest.mark.skipif(
+    API != "1.0.6", reason="about solo-learn 1.0.6: SOLO_LEARN=<checkout> bash scripts/test.sh"
 )
-of_the_head = pytest.mark.skipif(
-    API != "1.0.6",
-    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+corrected_or_not = pytest.mark.parametrize(
+    "corrected", [True, pytest.param(False, marks=only_1_0_6)]
 )
 
 
 def sgd(*lrs, **extra):
-    return torch.optim.SGD(
-        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **extra} for lr in lrs]
-    )
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **extra} for lr in lrs]
+    return torch.optim.SGD(groups)
 
 
 def rates(scheduler, steps):
@@ -46,19 +45,16 @@ def test_step_equals_torchs_with_milestones_in_epochs():
 
 
 def test_warmup_cosine_in_closed_form():
-    seen = rates(
-        per_step(
-            sgd(0.3, 0.1),
-            "warmup_cosine",
-            total=10,
-            epoch=8,
-            warmup_epochs=0.5,
-            warmup_start_lr=0.02,
-            min_lr=0.001,
-        ),
-        11,
+    scheduler = per_step(
+        sgd(0.3, 0.1),
+        "warmup_cosine",
+        total=10,
+        epoch=8,
+        warmup_epochs=0.5,
+        warmup_start_lr=0.02,
+        min_lr=0.001,
     )
-    for step, pair in enumerate(seen):
+    for step, pair in enumerate(rates(scheduler, 11)):
         for peak, lr in zip((0.3, 0.1), pair):
             line = 0.02 + (peak - 0.02) * step / 4
             curve = 0.001 + (peak - 0.001) * 0.5 * (1 + math.cos(math.pi * (step - 4) / 6))
@@ -88,32 +84,33 @@ def test_scheduler_resumes_from_its_state():
     assert rates(second, 6) == expected[4:]
 
 
-@of_the_wheel
+@only_1_0_2
 def test_stand_in_for_pl_bolts():
-    seen = rates(
-        installed.LinearWarmupCosineAnnealingLR(sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02),
-        7,
+    scheduler = installed.LinearWarmupCosineAnnealingLR(
+        sgd(0.3), 2, 6, warmup_start_lr=0.1, eta_min=0.02
     )
-    assert [lr for (lr,) in seen] == pytest.approx(
+    assert [lr for (lr,) in rates(scheduler, 7)] == pytest.approx(
         [warmup_cosine(epoch, 0.3, 2, 6, 0.1, 0.02) for epoch in range(7)]
     )
 
 
 @pytest.fixture
-def patches_but_static(unpatched):
-    """configure_optimizers of another copy of solo-learn, with steps in its schedules but without the repair of static rates."""
-    from emp_plugin.solo_learn.repairs import schedule_by_step
-
-    bases = SimpleNamespace(
-        base=SimpleNamespace(BaseMethod=type("Copy", (unpatched.base.BaseMethod,), {})),
-        linear=SimpleNamespace(LinearModel=type("Copy", (unpatched.linear.LinearModel,), {})),
+def without_static(untouched):
+    """configure_optimizers that moves by steps, without the repair of static rates."""
+    base, linear = untouched.base.BaseMethod, untouched.linear.LinearModel
+    copies = SimpleNamespace(
+        base=SimpleNamespace(BaseMethod=type("Copy", (base,), {})),
+        linear=SimpleNamespace(LinearModel=type("Copy", (linear,), {})),
     )
-    schedule_by_step(bases)
-    return bases.base.BaseMethod.configure_optimizers
+    corrections.schedule_by_step(copies)
+    return copies.base.BaseMethod.configure_optimizers
 
 
 def rates_of_a_run(tools, monkeypatch, original=None, name="simclr", **overrides):
-    """Learning rates of every parameter group in each of 4 steps; ``original`` is the unpatched configure_optimizers."""
+    """Learning rates of every parameter group in each of 4 steps.
+
+    ``original`` is another configure_optimizers than ours.
+    """
     seen = []
 
     class Recorder(pl.Callback):
@@ -135,55 +132,50 @@ def test_rates_of_a_run_of_one_epoch(tools, monkeypatch):
     )
 
 
-@of_the_wheel
-def test_unpatched_rates_of_a_run_of_one_epoch(tools, unpatched, monkeypatch):
+@only_1_0_2
+def test_untouched_rates_of_a_run_of_one_epoch(tools, untouched, monkeypatch):
     """The learning rate is the start of the warm-up in every step."""
-    seen = rates_of_a_run(
-        tools,
-        monkeypatch,
-        unpatched.base.BaseMethod.configure_optimizers,
-        scheduler__warmup_start_lr=0.01,
-    )
+    original = untouched.base.BaseMethod.configure_optimizers
+    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_start_lr=0.01)
     assert [group[0] for group in seen] == pytest.approx([0.01] * 4)
 
 
-@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
-def test_the_classifier_has_a_rate_of_its_own(tools, unpatched, patched, monkeypatch):
-    """Without a warm-up the unpatched head gives the backbone's rate to all."""
-    original = None if patched else unpatched.base.BaseMethod.configure_optimizers
+@corrected_or_not
+def test_the_classifier_has_a_rate_of_its_own(tools, untouched, corrected, monkeypatch):
+    """Without a warm-up 1.0.6 itself gives the backbone's rate to all."""
+    original = None if corrected else untouched.base.BaseMethod.configure_optimizers
     seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0)
-    peak = 0.1 if patched else 0.4
+    peak = 0.1 if corrected else 0.4
     assert [group[1] for group in seen] == pytest.approx(
         [warmup_cosine(step, peak, 0, 4) for step in range(4)]
     )
 
 
-@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
-def test_a_warmup_may_end_within_a_step(tools, unpatched, patched, monkeypatch):
-    """1.5 steps of 4: the unpatched head's rate goes to twice its value."""
-    original = None if patched else unpatched.base.BaseMethod.configure_optimizers
-    seen = rates_of_a_run(
-        tools, monkeypatch, original, scheduler__warmup_epochs=0.375, scheduler__warmup_start_lr=0.0
-    )
+@corrected_or_not
+def test_a_warmup_may_end_within_a_step(tools, untouched, corrected, monkeypatch):
+    """1.5 steps of 4: the rate of 1.0.6 itself goes to twice its value."""
+    original = None if corrected else untouched.base.BaseMethod.configure_optimizers
+    warmup = {"scheduler__warmup_epochs": 0.375, "scheduler__warmup_start_lr": 0.0}
+    seen = rates_of_a_run(tools, monkeypatch, original, **warmup)
     expected = [warmup_cosine(step, 0.4, 1.5, 4) for step in range(4)]
-    assert ([group[0] for group in seen] == pytest.approx(expected)) == patched
-    assert (max(group[0] for group in seen) > 0.6) != patched
+    assert ([group[0] for group in seen] == pytest.approx(expected)) == corrected
+    assert (max(group[0] for group in seen) > 0.6) != corrected
 
 
-@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=of_the_head)])
-@pytest.mark.parametrize("split", [False, pytest.param(True, marks=of_the_head)])
-def test_static_rates_of_a_run(tools, patches_but_static, patched, split, monkeypatch):
-    """SimSiam's predictor keeps its rate, also where exclude_bias_n_norm_wd splits its group in two."""
-    original = None if patched else patches_but_static
+@pytest.mark.parametrize("repaired", [True, pytest.param(False, marks=only_1_0_6)])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=only_1_0_6)])
+def test_static_rates_of_a_run(tools, without_static, repaired, split, monkeypatch):
+    """SimSiam's predictor keeps its rate, also where exclude_bias_n_norm_wd splits its group."""
+    original = None if repaired else without_static
     seen = rates_of_a_run(
         tools, monkeypatch, original, name="simsiam", optimizer__exclude_bias_n_norm_wd=split
     )
     static = [column for column in zip(*seen) if max(column) == min(column) == pytest.approx(0.4)]
-    assert len(static) == (0 if not patched else 2 if split else 1)
+    assert len(static) == (0 if not repaired else 2 if split else 1)
 
 
-@of_the_head
-def test_the_heads_schedules_by_epoch_are_its_own(tools, unpatched):
+@only_1_0_6
+def test_schedules_by_epoch_are_1_0_6s_own(tools):
     method = build_method(tools.make_config("simclr"))
     method.scheduler_interval = "epoch"
     method.trainer = SimpleNamespace()
@@ -192,17 +184,14 @@ def test_the_heads_schedules_by_epoch_are_its_own(tools, unpatched):
     assert type(made["scheduler"]).__name__ == "LinearWarmupCosineAnnealingLR"
 
 
-def test_a_run_needs_a_length(tools):
+def test_a_run_needs_a_length():
+    def trainer(steps, batches, accumulated):
+        return SimpleNamespace(
+            estimated_stepping_batches=steps,
+            num_training_batches=batches,
+            accumulate_grad_batches=accumulated,
+        )
+
     with pytest.raises(ValueError, match="max_epochs"):
-        steps_of(
-            SimpleNamespace(
-                estimated_stepping_batches=math.inf,
-                num_training_batches=4,
-                accumulate_grad_batches=1,
-            )
-        )
-    assert steps_of(
-        SimpleNamespace(
-            estimated_stepping_batches=6, num_training_batches=5, accumulate_grad_batches=2
-        )
-    ) == (6, 3)
+        steps_of(trainer(math.inf, 4, 1))
+    assert steps_of(trainer(6, 5, 2)) == (6, 3)

@@ -1,4 +1,4 @@
-"""Patches of wheel.py that have no file of their own: what they mend, and what happens without them."""
+"""Repairs of v1_0_2.py: what they mend, and what happens without them."""
 
 import pytest
 import torch
@@ -12,58 +12,52 @@ from emp_plugin.solo_learn import (
     pl,
 )
 
-pytestmark = pytest.mark.skipif(
-    API != "1.0.2", reason="about the wheel; solo-learn's head is in use"
-)
+pytestmark = pytest.mark.skipif(API != "1.0.2", reason="about solo-learn 1.0.2")
 
 
-def test_unpatched_modules_are_refused_by_lightning(tools, unpatched):
+def test_untouched_modules_are_refused_by_lightning(tools, untouched):
     for cls in (
-        unpatched.base.BaseMethod,
-        unpatched.base.BaseMomentumMethod,
-        unpatched.linear.LinearModel,
+        untouched.base.BaseMethod,
+        untouched.base.BaseMomentumMethod,
+        untouched.linear.LinearModel,
     ):
         assert "validation_epoch_end" in vars(cls)
     for cls in (BaseMethod, BaseMomentumMethod, METHODS["linear"]):
         assert not hasattr(cls, "validation_epoch_end")
+    model = tools.make_linear(untouched.linear, classes=5)
     with pytest.raises(NotImplementedError, match="validation_epoch_end"):
-        tools.make_trainer().fit(
-            tools.make_linear(unpatched.linear, classes=5),
-            tools.loader(4, False),
-            tools.loader(4, False),
-        )
+        tools.make_trainer().fit(model, tools.loader(4, False), tools.loader(4, False))
 
 
-def test_unpatched_momentum_hook_fails(tools, unpatched, monkeypatch):
+def test_untouched_momentum_hook_fails(tools, untouched, monkeypatch):
     method = build_method(tools.make_config("byol"))
-    monkeypatch.setattr(
-        BaseMomentumMethod,
-        "on_train_batch_end",
-        unpatched.base.BaseMomentumMethod.on_train_batch_end,
-    )
+    original = untouched.base.BaseMomentumMethod.on_train_batch_end
+    monkeypatch.setattr(BaseMomentumMethod, "on_train_batch_end", original)
+    trainer = tools.make_trainer(limit_val_batches=0, limit_train_batches=1)
     with pytest.raises(TypeError, match="dataloader_idx"):
-        tools.make_trainer(limit_val_batches=0, limit_train_batches=1).fit(
-            method, tools.loader(8, True)
-        )
+        trainer.fit(method, tools.loader(8, True))
 
 
-def test_dino_clips_its_own_way_and_lightnings(tools, unpatched, monkeypatch):
+def test_dino_clips_its_own_way_and_lightnings(tools, untouched, monkeypatch):
     method = build_method(tools.make_config("dino"))
-    fit = lambda: tools.make_trainer(
-        limit_val_batches=0, limit_train_batches=1, gradient_clip_val=1.0
-    ).fit(method, tools.loader(4, True))  # noqa: E731
+
+    def fit():
+        one_step = {"limit_val_batches": 0, "limit_train_batches": 1}
+        trainer = tools.make_trainer(**one_step, gradient_clip_val=1.0)
+        trainer.fit(method, tools.loader(4, True))
+
     fit()
     conv = method.encoder.conv1.weight
     conv.grad = torch.full_like(conv, 5.0)
     method.clip_gradients(0.1)
     assert conv.grad.norm().item() == pytest.approx(0.1, rel=1e-3)
-    monkeypatch.setattr(METHODS["dino"], "clip_gradients", unpatched.dino.DINO.clip_gradients)
+    monkeypatch.setattr(METHODS["dino"], "clip_gradients", untouched.dino.DINO.clip_gradients)
     with pytest.raises(TypeError, match="gradient_clip_val"):
         fit()
 
 
 def test_the_constructors_keywords(tools):
-    """What the head's schema calls otherwise, and the defaults of the wheel's command line."""
+    """What the schema of 1.0.6 calls otherwise, and the defaults of 1.0.2's command line."""
     method = build_method(tools.make_config("byol"))
     assert method.lars
     assert method.optimizer == "sgd"
@@ -77,7 +71,7 @@ def test_the_constructors_keywords(tools):
     assert not method.lars
 
 
-def test_what_the_wheel_lacks_is_named(tools):
+def test_what_1_0_2_lacks_is_named(tools):
     for change, message in [
         ({"backbone__name": "convnext_tiny"}, "1.0.2 has no 'convnext_tiny'.*resnet18"),
         ({"optimizer__exclude_bias_n_norm_wd": True}, "exclude_bias_n_norm_wd"),
@@ -86,5 +80,5 @@ def test_what_the_wheel_lacks_is_named(tools):
             build_method(tools.make_config("simclr", **change))
 
 
-def test_lightning_of_this_generation():
+def test_lightning_of_this_version():
     assert pl.__name__ == "pytorch_lightning"

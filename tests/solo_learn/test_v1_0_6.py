@@ -1,4 +1,4 @@
-"""What is particular to solo-learn's repository head: its constructors, and what it needs to be patched for."""
+"""What is particular to solo-learn 1.0.6: its constructors, and what is repaired for it alone."""
 
 import pytest
 import torch
@@ -6,23 +6,22 @@ import torch
 from emp_plugin.solo_learn import API, METHODS, backbone_of, build_method, pl
 
 pytestmark = pytest.mark.skipif(
-    API != "1.0.6",
-    reason="about solo-learn's head; the wheel is in use (SOLO_LEARN=<checkout> bash scripts/test.sh)",
+    API != "1.0.6", reason="about solo-learn 1.0.6: SOLO_LEARN=<checkout> bash scripts/test.sh"
 )
 
 
 def test_emp_is_built_as_every_method_there_is(tools):
-    """As the head's main_pretrain.py does it: METHODS[cfg.method](cfg), after add_and_assert_specific_cfg has filled in defaults."""
+    """As main_pretrain.py does it: add_and_assert_specific_cfg fills in defaults of ``cfg``."""
     cfg = tools.make_config("emp")
     for key in ("knn_eval", "accumulate_grad_batches"):
         del cfg[key]
-    method = METHODS[cfg.method](METHODS[cfg.method].add_and_assert_specific_cfg(cfg))
+    cls = METHODS[cfg.method]
+    method = cls(cls.add_and_assert_specific_cfg(cfg))
     assert cfg.knn_eval.enabled is False
     assert method.settings.embedding_dim == 32
     assert method.lr == 0.4
-    assert torch.isfinite(
-        method.training_step([None, [torch.randn(4, 3, 8, 8)] * 2, torch.arange(4) % 3], 0)
-    )
+    batch = [None, [torch.randn(4, 3, 8, 8)] * 2, torch.arange(4) % 3]
+    assert torch.isfinite(method.training_step(batch, 0))
 
 
 def test_a_missing_setting_is_named(tools):
@@ -32,7 +31,7 @@ def test_a_missing_setting_is_named(tools):
         build_method(cfg)
 
 
-def test_the_stem_without_our_repair_is_for_cifar_alone(tools):
+def test_the_stem_of_1_0_6_itself_is_for_cifar_alone(tools):
     cfg = tools.make_config("simclr", data__dataset="digits")
     cfg.performance = {}
     assert METHODS["simclr"](cfg.copy()).backbone.conv1.kernel_size == (7, 7)
@@ -44,5 +43,5 @@ def test_weight_decay_can_spare_biases_and_norms(tools):
     assert method.exclude_bias_n_norm_wd
 
 
-def test_lightning_of_this_generation():
+def test_lightning_of_this_version():
     assert pl.__name__ == "lightning.pytorch"

@@ -5,12 +5,18 @@ import sys
 
 import pytest
 
-from emp_plugin.solo_learn import API, METHODS, VERSION, installed, version
+from emp_plugin.solo_learn import (
+    API,
+    METHODS,
+    VERSION,
+    corrections,
+    installed,
+    repairs,
+    version,
+)
 from support import ROOT
 
-of_the_wheel = pytest.mark.skipif(
-    API != "1.0.2", reason="about the wheel; solo-learn's head is in use"
-)
+only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about solo-learn 1.0.2")
 
 
 def test_what_is_in_use_is_recognised():
@@ -18,7 +24,7 @@ def test_what_is_in_use_is_recognised():
 
 
 def test_a_checkout_tells_its_version(tmp_path):
-    """It has no metadata of its own; that of a wheel installed beside it says nothing about it."""
+    """It has no metadata of its own; that of another one, installed, says nothing about it."""
     (tmp_path / "solo").mkdir()
     assert version._version(tmp_path / "solo") == "unknown"
     (tmp_path / "setup.py").write_text('setup(name="solo-learn", version="1.0.7")')
@@ -49,10 +55,8 @@ def test_absent_or_unknown_solo_names_the_install_command(monkeypatch, tmp_path)
     spec = importlib.machinery.ModuleSpec("solo", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(
-        ImportError,
-        match="does not know solo-learn unknown.*pip install --no-deps solo-learn==1.0.2",
-    ):
+    message = "does not know solo-learn unknown.*pip install --no-deps solo-learn==1.0.2"
+    with pytest.raises(ImportError, match=message):
         version.find_api()
 
 
@@ -61,9 +65,9 @@ def test_no_stand_in_stays_visible():
     assert importlib.util.find_spec("pl_bolts") is None
 
 
-@of_the_wheel
+@only_1_0_2
 def test_import_works_without_distutils_and_with_a_broken_pl_bolts(tmp_path):
-    """Python 3.12 has no distutils; pl_bolts, where it is installed, raises AttributeErrors on Lightning 2."""
+    """Python 3.12 has no distutils; pl_bolts raises AttributeErrors on Lightning 2."""
     broken = tmp_path / "pl_bolts"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise AttributeError('lightning is too new')")
@@ -81,7 +85,9 @@ except (ImportError, AttributeError):
     pass
 from emp_plugin.solo_learn import METHODS
 from argparse import ArgumentParser
-assert METHODS["dino"].add_model_specific_args(ArgumentParser()).parse_args(["--optimizer", "sgd", "--norm_last_layer", "no"]).norm_last_layer == 0
+parser = METHODS["dino"].add_model_specific_args(ArgumentParser())
+arguments = parser.parse_args(["--optimizer", "sgd", "--norm_last_layer", "no"])
+assert arguments.norm_last_layer == 0
 assert not {"distutils", "pl_bolts"} & set(sys.modules), "stand-ins left behind"
 """
     done = subprocess.run(
@@ -93,7 +99,7 @@ assert not {"distutils", "pl_bolts"} & set(sys.modules), "stand-ins left behind"
     assert done.returncode == 0, done.stderr
 
 
-@of_the_wheel
+@only_1_0_2
 def test_a_working_pl_bolts_is_used(tmp_path, monkeypatch):
     package = tmp_path / "pl_bolts" / "optimizers"
     package.mkdir(parents=True)
@@ -108,12 +114,14 @@ def test_a_working_pl_bolts_is_used(tmp_path, monkeypatch):
             sys.modules.pop(name, None)
 
 
-def test_patching_twice_does_nothing():
-    before = METHODS["linear"].configure_optimizers
-    installed.apply_repairs(installed.import_solo())
-    assert METHODS["linear"].configure_optimizers is before
+def test_changing_solo_learn_twice_does_nothing():
+    solo = installed.import_solo()
+    before = METHODS["linear"].configure_optimizers, METHODS["swav"].__init__
+    repairs.apply_repairs(solo, installed.REPAIRS, API)
+    corrections.apply_corrections(solo, API)
+    assert (METHODS["linear"].configure_optimizers, METHODS["swav"].__init__) == before
 
 
 def test_our_tests_are_no_package():
-    """The wheel installs a package ``tests``: were ours one too, the first on sys.path would hide the other."""
-    assert not list((ROOT / "tests").rglob("__init__.py"))
+    """1.0.2 installs a package ``tests``: the first of two on sys.path would hide the other."""
+    assert not (ROOT / "tests" / "__init__.py").exists()
