@@ -24,24 +24,26 @@ from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchAug
 
 
 def image_transform(augmentation: PatchAugmentation) -> Callable[[Image.Image], list[Tensor]]:
-    """solo-learn's own transforms, and for patches, which it has none for, our reference pipeline."""
+    """solo-learn's own transforms; for patches, which it does not know, our reference pipeline."""
     return solo_transform(augmentation) or MultiPatchTransform.from_augmentation(augmentation)
 
 
 class PretrainData(pl.LightningDataModule):
     """Batches for pretraining and validation, with views made on the device.
 
-    Training batches reach the method in solo-learn's form ``[indices, X, targets]``; X is a list of views (b, 3, s, s), or, ``stacked``,
-    the one tensor (n, b, 3, s, s) that a single augmentation of n patches gives. Validation batches are ``(X, targets)``.
+    Training batches reach the method in solo-learn's form ``[indices, X, targets]``. X is a list of
+    views (b, 3, s, s), or, ``stacked``, the tensor (n, b, 3, s, s) of the first augmentation's n
+    patches. Validation batches are ``(X, targets)``.
 
     Args:
         train, validation: images; ``validation`` may be None.
-        views: one on-device transform per augmentation augmentation.
+        views: one on-device transform per augmentation.
         batch_size: images per step of one process.
         seed: of the order and of the augmentations.
-        num_workers: DataLoader processes; images in memory need none, images on disk are decoded there.
-        stacked: hand over one tensor, for a method that takes it (EMP), and not a list of views.
-        on_device: make the views where the model is; otherwise of PIL images, where the batch is fetched.
+        num_workers: DataLoader processes. They decode images on disk; images in memory need none.
+        stacked: hand over one tensor, for a method that takes it (EMP).
+        on_device: make the views where the model is; otherwise from PIL images, where the batch is
+            fetched.
     """
 
     def __init__(
@@ -56,9 +58,8 @@ class PretrainData(pl.LightningDataModule):
         on_device: bool = True,
     ):
         super().__init__()
-        self.on_device = on_device
         self.train, self.validation = train, validation
-        self.views, self.stacked = views, stacked
+        self.views, self.stacked, self.on_device = views, stacked, on_device
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.resumed_batches = 0
 
@@ -66,7 +67,7 @@ class PretrainData(pl.LightningDataModule):
         return {"batches": self._batches()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # Lightning makes the loader, whose workers begin to fetch, before it restores its own count
+        # Lightning restores its own count only after the loader's workers have begun to fetch
         self.resumed_batches = state["batches"]
 
     def _batches(self) -> int:
@@ -121,18 +122,11 @@ class PretrainData(pl.LightningDataModule):
             return normalise(images, augmentation.mean, augmentation.std), targets
         step, images, targets = batch
         # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
-        torch.manual_seed(
-            generator(
-                self.seed, LAYERS, step.epoch, step.step, self.trainer.global_rank
-            ).initial_seed()
-        )
+        place = step.epoch, step.step, self.trainer.global_rank
+        torch.manual_seed(generator(self.seed, LAYERS, *place).initial_seed())
         if not self.on_device:
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
-        made = make_views(
-            self.views, images, step, self.seed, self.batch_size * self.trainer.world_size
-        )
-        return [
-            step.indices,
-            made[0] if self.stacked else [view for patches in made for view in patches],
-            targets,
-        ]
+        global_batch = self.batch_size * self.trainer.world_size
+        made = make_views(self.views, images, step, self.seed, global_batch)
+        views = made[0] if self.stacked else [view for patches in made for view in patches]
+        return [step.indices, views, targets]

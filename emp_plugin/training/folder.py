@@ -1,4 +1,4 @@
-"""The folder of one run: where it is, what is written into it, and how an unfinished one is found again."""
+"""The folder of a run: its place, what is written into it, how an unfinished one is found again."""
 
 import csv
 import fcntl
@@ -24,6 +24,7 @@ from emp_plugin.solo_learn import API, VERSION, pl
 
 CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+# settings that do not change the training
 NOT_COMPARED = (
     "auto_resume",
     "checkpoint",
@@ -31,7 +32,7 @@ NOT_COMPARED = (
     "wandb",
     "tensorboard",
     "evaluation",
-)  # do not change the training
+)
 
 
 def new_folder(cfg: DictConfig) -> Path:
@@ -40,67 +41,73 @@ def new_folder(cfg: DictConfig) -> Path:
 
 
 def unfinished_folder(cfg: DictConfig) -> Path | None:
-    """The folder of a run that trains the same and has no summary, or None; the newest, one with a checkpoint before one without."""
+    """The folder of a run that trains the same and has no summary, or None.
+
+    One with a checkpoint comes before one without, and a newer before an older.
+    """
+    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
     candidates = []
-    for folder in {path.parent for path in _runs_of(cfg).glob(f"*/{CONFIG}")}:
-        checkpoints = checkpoints_in(folder)
-        written = (checkpoints or [folder / CONFIG])[0].stat().st_mtime
-        recent = written > time.time() - 3600 * cfg.auto_resume.max_hours
-        if (
-            recent
-            and not (folder / SUMMARY).exists()
-            and _training_part(OmegaConf.load(folder / CONFIG)) == _training_part(cfg)
-        ):
+    for path in _runs_of(cfg).glob(f"*/{CONFIG}"):
+        folder, checkpoints = path.parent, checkpoints_in(path.parent)
+        written = (checkpoints or [path])[0].stat().st_mtime
+        if written <= oldest or (folder / SUMMARY).exists():
+            continue
+        if _training_part(OmegaConf.load(path)) == _training_part(cfg):
             candidates.append((bool(checkpoints), written, folder))
     return max(candidates)[-1] if candidates else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the newest first; those of epochs after ``last.ckpt``, which is written after them and is still to come after a kill."""
-    return sorted(
-        folder.glob("*.ckpt"),
-        key=lambda path: (path.name in (LAST, PREVIOUS), path.stat().st_mtime_ns),
-        reverse=True,
-    )
+    """Checkpoints of a run, the newest first; ``last.ckpt`` and ``previous.ckpt`` before others.
+
+    ``epoch=K.ckpt`` is written before the ``last.ckpt`` of the same moment. A run killed between
+    the two continues from the older ``last.ckpt`` and writes both again.
+    """
+
+    def age(path: Path) -> tuple[bool, int]:
+        return path.name in (LAST, PREVIOUS), path.stat().st_mtime_ns
+
+    return sorted(folder.glob("*.ckpt"), key=age, reverse=True)
 
 
 @contextmanager
 def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
-    """Make a run's folder, or take over an unfinished one, for this process alone; configuration and versions are written into it.
+    """Make a run's folder, or take over an unfinished one, for this process alone.
+
+    Configuration and versions are written into it, into one taken over too: settings that do not
+    change the training may differ. The folder is locked within the context; however this process
+    ends, the system then drops the lock.
 
     Args:
         folder: of the run.
         cfg: its configuration.
         needed: bytes that its checkpoints will take.
 
-    The folder is locked within the context, and the system drops the lock when this process ends, however it ends.
-
     Raises:
-        UserError: if the folder cannot be written, another process is at work in it, or there is no room.
+        UserError: if the folder cannot be written, another process is at work in it, or the disk
+            has too little space.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free + sum(
-        path.stat().st_size for path in checkpoints_in(folder)
-    )
+    taken = sum(path.stat().st_size for path in checkpoints_in(folder))
+    free = shutil.disk_usage(existing).free + taken
     if free < needed:
         raise UserError(
-            f"{existing}: {free / 1e6:.0f} MB are free, the checkpoints of this run take {needed / 1e6:.0f} MB; "
+            f"{existing}: {free / 1e6:.0f} MB are free, "
+            f"the checkpoints of this run take {needed / 1e6:.0f} MB; "
             "choose another folder with checkpoint.dir=DIR"
         )
     about = json.dumps(versions(), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
-        fcntl.lockf(
-            lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # of this process; unlike flock's, workers do not inherit it
-        write_text(
-            folder / CONFIG, OmegaConf.to_yaml(cfg)
-        )  # of a run taken over too: what does not change the training, such as its evaluation, may differ
+        # lockf's lock is of this process; unlike flock's, data workers do not inherit it
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
         write_text(folder / VERSIONS, about)
     except BlockingIOError as error:
         raise UserError(
-            f"another process is training in {folder}; wait for it, or start a second run with auto_resume.enabled=False"
+            f"another process is training in {folder}; "
+            "wait for it, or start a second run with auto_resume.enabled=False"
         ) from error
     except OSError as error:
         raise UserError(
@@ -115,11 +122,8 @@ def _runs_of(cfg: DictConfig) -> Path:
 
 
 def _training_part(cfg: DictConfig) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in OmegaConf.to_container(cfg, resolve=True).items()
-        if key not in NOT_COMPARED
-    }
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -144,9 +148,8 @@ def _commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"
-    answer = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     return answer.stdout.strip() or "unknown"
 
 
@@ -154,25 +157,23 @@ def _processor() -> str:
     """The processor's model: two that are both "x86_64" may differ much in speed."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor() or platform.machine(),
-    )
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the hardware it ran on."""
-    packages = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")
-    }
+    names = ("torch", "torchvision", "torchmetrics", "timm", "hydra-core")
+    packages = {name: importlib.metadata.version(name) for name in names}
     packages[pl.__name__] = pl.__version__
-    hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "emp_plugin": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **packages,
         "solo-learn": f"{VERSION} ({API})",
-        "hardware": hardware,
+        "hardware": f"{_processor()}, {os.cpu_count()} cores, {gpu}",
     }

@@ -1,6 +1,6 @@
-"""All that we read or set in Lightning beyond its documented interface, a function each.
+"""All that we read or set in Lightning beyond its documented interface.
 
-A new Lightning may change any of it; tests/training/test_lightning.py says which.
+A new Lightning may change any of it. tests/training/test_lightning.py says which.
 """
 
 from typing import Any
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from emp_plugin.solo_learn import pl
 
+# what its handler of SLURM's signal leaves in the run's folder
+REQUEUE_CHECKPOINTS = "hpc_ckpt_*.ckpt"
+
 
 def batches_trained(trainer: pl.Trainer) -> int:
     """Batches of all epochs that training has behind it, those of before a resume included."""
@@ -17,10 +20,7 @@ def batches_trained(trainer: pl.Trainer) -> int:
 
 
 def epochs_begun(checkpoint: dict[str, Any]) -> int:
-    """Epochs that a checkpoint's training has begun.
-
-    The epoch counted in a checkpoint has no batch yet if it was written between two epochs.
-    """
+    """Epochs that a checkpoint's training has begun: the completed, and one that has batches."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return checkpoint["epoch"] + (progress["current"]["processed"] > 0)
 
@@ -44,9 +44,9 @@ def requeue_signal(trainer: pl.Trainer) -> int | None:
 
 
 def epoch_sums(trainer: pl.Trainer) -> dict[str, list[Tensor]]:
-    """[sum, weight] behind each mean that Lightning logs at the end of the epoch, so far.
+    """[sum, weight] so far of each mean that Lightning logs at the end of the epoch.
 
-    With several processes these are the means over the processes.
+    With several processes both are means over the processes.
     """
     sums = {}
     for key, metric in trainer.fit_loop.epoch_loop._results.items():
@@ -61,9 +61,9 @@ def epoch_sums(trainer: pl.Trainer) -> dict[str, list[Tensor]]:
 def add_epoch_sums(trainer: pl.Trainer, sums: dict[str, list[Tensor]]) -> None:
     """Add sums of :func:`epoch_sums` to the means of this epoch; those added leave ``sums``."""
     results = trainer.fit_loop.epoch_loop._results
-    for key in [key for key in sums if key in results]:
-        value, weight = (
-            torch.as_tensor(part, device=results[key].value.device) for part in sums.pop(key)
-        )
-        results[key].value = results[key].value + value
-        results[key].cumulated_batch_size = results[key].cumulated_batch_size + weight
+    for key in sums.keys() & results.keys():
+        metric = results[key]
+        value, weight = sums.pop(key)
+        metric.value = metric.value + torch.as_tensor(value, device=metric.value.device)
+        weight = torch.as_tensor(weight, device=metric.value.device)
+        metric.cumulated_batch_size = metric.cumulated_batch_size + weight

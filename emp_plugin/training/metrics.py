@@ -11,12 +11,14 @@ from emp_plugin.training.folder import write_rows
 
 
 class MetricsCSV(pl.loggers.Logger):
-    """One row per call of Lightning's logging, on disk at once; a new column rewrites the file under a temporary name.
+    """One row for each of Lightning's calls, on disk at once.
 
-    Lightning's own CSVLogger deletes the file of the run it continues, and writes new columns in place: a kill at that moment loses all rows.
+    A new column rewrites the file under a temporary name. Lightning's own CSVLogger does it in
+    place, where a kill loses all rows, and deletes the file of a run that it continues.
 
     Args:
-        path: of the file. Rows of an earlier process stay, to the letter, if they are of steps before ``step``.
+        path: of the file. Of an earlier process's rows those of steps before ``step`` stay, to the
+            letter.
         step: optimiser steps that the run has behind it.
     """
 

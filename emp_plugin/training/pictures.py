@@ -1,4 +1,4 @@
-"""Pictures of a run: the patches of one image as the network sees them, and the curves of training."""
+"""Pictures of a run: one image's patches as the network sees them, and the curves of training."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen firs
 
 from emp_plugin.transforms import PatchAugmentation  # noqa: E402
 
-CURVES = {  # panel -> columns of metrics.csv, and what they are called in the legend
+# panel: {column of metrics.csv: what the legend calls it}
+CURVES = {
     "coding rate (nats)": {"train_coding_rate": "training"},
     "invariance (cosine)": {"train_invariance": "training"},
     "effective rank": {"train_effective_rank": "training"},
@@ -26,7 +27,7 @@ CURVES = {  # panel -> columns of metrics.csv, and what they are called in the l
 def draw_patches(
     image: Tensor, patches: Tensor, augmentation: PatchAugmentation, path: Path, most: int = 40
 ) -> None:
-    """Draw a uint8 image (3, H, W) and its normalised patches (n, 3, s, s), at most ``most`` of them."""
+    """Draw a uint8 image (3, H, W) and at most ``most`` of its normalised patches (n, 3, s, s)."""
     shown = patches[:most].float().cpu()
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
     columns = min(10, len(shown))
@@ -53,16 +54,18 @@ def draw_patches(
         axis.imshow((patch * std + mean).clamp(0, 1).permute(1, 2, 0))
         axis.axis("off")
         if i == 0:
-            axis.set_title(
-                f"{len(shown)} of its {len(patches)} patches, {patches.shape[-1]}x{patches.shape[-1]}",
-                fontsize=8,
-                loc="left",
-            )
+            size = patches.shape[-1]
+            title = f"{len(shown)} of its {len(patches)} patches, {size}x{size}"
+            axis.set_title(title, fontsize=8, loc="left")
     save_figure(figure, path)
 
 
 def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
-    """Draw the curves of ``metrics.csv`` against optimiser steps: the objective, which every method logs under a name of its own, and what it logs of CURVES."""
+    """Draw the curves of ``metrics.csv`` against optimiser steps.
+
+    They are the objective, which every method logs under a name of its own, and CURVES, as far as
+    the method logs them.
+    """
     metrics = metrics.rename(columns=lambda name: name.removesuffix("_step"))
     objective = {
         name: name.removeprefix("train_")
@@ -71,24 +74,19 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
         and not name.startswith("val_")
         and "class_loss" not in name
     }
-    panels = {
-        title: {
-            column: label
-            for column, label in columns.items()
-            if column in metrics and metrics[column].notna().any()
-        }
-        for title, columns in ({"loss": objective} | CURVES).items()
-    }
-    panels = {title: columns for title, columns in panels.items() if columns}
+    logged = set(metrics.columns[metrics.notna().any()])
+    panels = {}
+    for title, columns in ({"loss": objective} | CURVES).items():
+        present = {column: label for column, label in columns.items() if column in logged}
+        if present:
+            panels[title] = present
     if not panels:
         return
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained"
-    )
+    size = (3.4 * len(panels), 2.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    styles = {"color": "#0072B2"}, {"color": "#D55E00", "marker": "o"}
     for axis, (title, columns) in zip(axes[0], panels.items()):
-        for (column, label), style in zip(
-            columns.items(), ({"color": "#0072B2"}, {"color": "#D55E00", "marker": "o"})
-        ):
+        for (column, label), style in zip(columns.items(), styles):
             curve = metrics[["step", column]].dropna()
             axis.plot(curve["step"], curve[column], label=label, linewidth=1, **style)
         axis.set_xlabel("optimiser step")

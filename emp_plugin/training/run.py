@@ -47,7 +47,7 @@ def pretrain(cfg: DictConfig) -> Path:
     """Train, evaluate and describe one run; returns its folder.
 
     Raises:
-        UserError: for data, settings or hardware that cannot work, and for a loss that is not finite.
+        UserError: for data, settings or hardware that cannot work; see also :func:`fit`.
     """
     train, test = load_data(cfg.data)
     resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
@@ -55,27 +55,22 @@ def pretrain(cfg: DictConfig) -> Path:
     checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
     resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
     folder = folder or new_folder(cfg)
-    trainer = build_trainer(
-        cfg, folder
-    )  # before the method: solo-learn's head counts the devices, which may be nonsense
+    # before the method: solo-learn 1.0.6 counts the devices, and the setting may make no sense
+    trainer = build_trainer(cfg, folder)
     model = fresh_method(cfg)
-    if len(train) < cfg.optimizer.batch_size * trainer.world_size:
+    global_batch = cfg.optimizer.batch_size * trainer.world_size
+    if len(train) < global_batch:
+        each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         raise UserError(
-            f"{len(train)} training images are fewer than a batch: optimizer.batch_size={cfg.optimizer.batch_size}"
-            + (f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else "")
+            f"{len(train)} training images are fewer than a batch: "
+            f"optimizer.batch_size={cfg.optimizer.batch_size}{each}"
         )
     if not trainer.is_global_zero:  # the first process alone writes and evaluates
         fit(cfg, trainer, model, train, test, folder, checkpoint)
         return folder
-    with claim(
-        folder,
-        cfg,
-        checkpoint_bytes(cfg, model, len(train) // (cfg.optimizer.batch_size * trainer.world_size)),
-    ):
-        print(
-            f"run folder: {folder}"
-            + (f", continued from {checkpoint} (step {resumed_step})" if checkpoint else "")
-        )
+    with claim(folder, cfg, checkpoint_bytes(cfg, model, len(train) // global_batch)):
+        origin = f", continued from {checkpoint} (step {resumed_step})" if checkpoint else ""
+        print(f"run folder: {folder}{origin}")
         trainer.loggers = build_loggers(cfg, folder, resumed_step)
         draw_first_patches(cfg, train, folder)
         trained = fit(cfg, trainer, model, train, test, folder, checkpoint)
@@ -93,12 +88,19 @@ def fit(
     folder: Path,
     checkpoint: str | Path | None,
 ) -> float:
-    """Train the model, from the checkpoint if there is one; returns the seconds of training, those before the checkpoint included."""
-    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+    """Train the model, from the checkpoint if there is one.
+
+    Returns:
+        The seconds of training, those before the checkpoint included.
+
+    Raises:
+        UserError: after a signal, for a loss that is not finite, and when memory runs out or a data
+            worker dies.
+    """
     data = PretrainData(
         train,
         test,
-        views,
+        device_views(cfg),
         cfg.optimizer.batch_size,
         cfg.seed,
         cfg.data.num_workers,
@@ -121,34 +123,25 @@ def fit(
         )
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (
-        SystemExit
-    ) as stop:  # Lightning's answer to a signal before the first step, or to a second Ctrl-C
+    # Lightning's answer to a signal before the first step, or to a second Ctrl-C
+    except SystemExit as stop:
         raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory: set method_kwargs.patch_chunk (patches per image at a time), or fewer patches. {error}"
+            "out of memory: set method_kwargs.patch_chunk (patches per image at a time), "
+            f"or fewer patches. {error}"
         ) from error
-    except (
-        RuntimeError,
-        ConnectionError,
-        EOFError,
-    ) as error:  # the others when a worker dies while it hands something over
+    # the latter two when a worker dies while it hands something over
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        images = [
-            path
-            for data in (train, test)
-            if isinstance(data, ImageFiles)
-            for path in data.died_on()
-        ]
-        reading, said = (
-            f", reading {', '.join(images)}" if images else "",
-            (str(error) or type(error).__name__).splitlines()[0],
-        )
+        files = [images for images in (train, test) if isinstance(images, ImageFiles)]
+        paths = ", ".join(path for images in files for path in images.died_on())
+        reading = f", reading {paths}" if paths else ""
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"a data worker died after step {trainer.global_step}{reading} ({said}): out of memory, perhaps; "
-            "data.num_workers=0 fetches images in the main process"
+            f"a data worker died after step {trainer.global_step}{reading} ({said}): "
+            "out of memory, perhaps; data.num_workers=0 fetches images in the main process"
         ) from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the first process evaluates alone
@@ -164,25 +157,23 @@ def summarise(
     folder: Path,
     trained: float,
 ) -> None:
-    """Evaluate a trained model and leave evaluation.csv, curves.png and, last, summary.json: the sign that a run is finished."""
+    """Evaluate a trained model and leave evaluation.csv, curves.png and summary.json.
+
+    The last is the sign that a run is finished.
+    """
     began = time.perf_counter()
-    device = trainer.strategy.root_device
-    if cfg.evaluation.enabled and test is None:
+    rows = []
+    if cfg.evaluation.enabled and test is not None:
+        device, out = trainer.strategy.root_device, folder / "evaluation.csv"
+        rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out)
+    elif cfg.evaluation.enabled:
         print(
-            "these images have no labels: no probes; evaluate the checkpoint on a dataset that has them with scripts/linear"
+            "these images have no labels: no probes; "
+            "evaluate the checkpoint on a dataset that has them with scripts/linear"
         )
-    rows = (
-        evaluate_run(cfg, cfg.evaluation, model, train, test, device, folder / "evaluation.csv")
-        if cfg.evaluation.enabled and test is not None
-        else []
-    )
-    images = (
-        trainer.global_step
-        * cfg.accumulate_grad_batches
-        * cfg.optimizer.batch_size
-        * trainer.world_size
-    )
-    patches = images * sum(augmentation.num_patches for augmentation in augmentations(cfg))
+    batches = trainer.global_step * cfg.accumulate_grad_batches
+    images = batches * cfg.optimizer.batch_size * trainer.world_size
+    patches = images * views_per_image(cfg)
     summary = {
         "method": cfg.method,
         "name": cfg.name,
@@ -202,27 +193,38 @@ def summarise(
         "evaluation": rows,
     }
     if rows:
-        print_table(
-            rows,
-            f"{cfg.name}: {trainer.current_epoch} epochs, {trainer.global_step} steps, {trained / 60:.1f} minutes of training",
-        )
+        length = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+        print_table(rows, f"{cfg.name}: {length}, {trained / 60:.1f} minutes of training")
     if (folder / "metrics.csv").exists():  # a run shorter than log_every_n_steps has none
         pictures.draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png")
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
+def device_views(cfg: DictConfig) -> list[BatchMultiPatch]:
+    """The run's augmentations, made where the model is."""
+    return [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+
+
+def views_per_image(cfg: DictConfig) -> int:
+    """Patches (views) of an image in a step."""
+    return sum(augmentation.num_patches for augmentation in augmentations(cfg))
+
+
 def batch_norm_group(cfg: DictConfig) -> int:
-    """Patches that pass the backbone together in a process and share BatchNorm's statistics: EMP's n x b, or those of a chunk; of others one view's batch."""
+    """Patches that pass the backbone together in a process and share BatchNorm's statistics.
+
+    They are EMP's n x b, or those of a chunk, and one view's batch of other methods.
+    """
     if cfg.method != "emp":
         return cfg.optimizer.batch_size
-    [augmentation] = augmentations(cfg)
-    return cfg.optimizer.batch_size * min(
-        augmentation.num_patches, cfg.method_kwargs.get("patch_chunk") or augmentation.num_patches
-    )
+    patches = views_per_image(cfg)
+    return cfg.optimizer.batch_size * min(patches, cfg.method_kwargs.get("patch_chunk") or patches)
 
 
 def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
-    """The newest checkpoint of an unfinished run that can be read, None if none was written; broken ones are named.
+    """The newest checkpoint of an unfinished run that can be read, None if none was written.
+
+    Broken ones are named on standard output.
 
     Raises:
         UserError: if all of them are broken.
@@ -236,61 +238,70 @@ def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
             print(f"skipped: {error}")
     if checkpoints:
         raise UserError(
-            f"no checkpoint of {folder} can be read; remove that folder, or start anew with auto_resume.enabled=False"
+            f"no checkpoint of {folder} can be read; "
+            "remove that folder, or start anew with auto_resume.enabled=False"
         )
     return None
 
 
 def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
-    """What the checkpoints of a run take at least: weights and one moment of the optimiser, as often as it keeps them (and one being written)."""
-    weights = sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in model.state_dict().values()
-        if isinstance(tensor, torch.Tensor)
-    )
+    """Bytes that the checkpoints of a run take at least.
+
+    A file holds the weights and one moment of the optimiser. There are ``last.ckpt``,
+    ``previous.ckpt``, the one being written, and those that are kept.
+    """
+    if not cfg.checkpoint.enabled:
+        return 0
+    tensors = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
     if cfg.checkpoint.keep_every_n_steps:
         limit = cfg.get("limit_train_batches") or 1.0
-        steps = cfg.max_epochs * (
-            min(limit, steps_per_epoch) if isinstance(limit, int) else int(limit * steps_per_epoch)
-        )
-        kept += steps // cfg.checkpoint.keep_every_n_steps
-    return 2 * weights * (3 + kept) if cfg.checkpoint.enabled else 0
+        share = isinstance(limit, float)
+        steps = int(limit * steps_per_epoch) if share else min(limit, steps_per_epoch)
+        kept += cfg.max_epochs * steps // cfg.checkpoint.keep_every_n_steps
+    return 2 * weights * (3 + kept)
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
-    """Lightning's Trainer as configured, without loggers and checkpoints. Raises UserError for what this machine cannot do.
+    """Lightning's Trainer as configured, without loggers and checkpoints.
 
-    BatchNorm's statistics are taken over all GPUs (``sync_batchnorm``), as if the batch were on one; torch cannot do that without GPUs.
+    With GPUs BatchNorm takes its statistics over all of them, as if the batch were on one; torch
+    cannot do that without GPUs.
+
+    Raises:
+        UserError: for what this machine cannot do.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are in memory
-    warnings.filterwarnings(
-        "ignore", ".*your dataloader is not resumable.*"
-    )  # StepSampler continues from the trainer's count
-    views = sum(augmentation.num_patches for augmentation in augmentations(cfg))
-    progress = (
-        [Progress(cfg.optimizer.batch_size * views)] if cfg.get("enable_progress_bar", True) else []
-    )
-    arguments = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)} | trainer_arguments(
-        cfg
-    )
+    # images are in memory, and StepSampler continues from the trainer's count
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+    callbacks = []
+    if cfg.get("enable_progress_bar", True):
+        callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
+    defaults = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)}
     try:
         return pl.Trainer(
             max_epochs=cfg.max_epochs,
-            callbacks=progress,
+            callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             logger=False,
             default_root_dir=folder,
             enable_checkpointing=False,
             use_distributed_sampler=False,
-            **arguments,
+            **(defaults | trainer_arguments(cfg)),
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Trainer: {error}") from error
 
 
 def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
-    """metrics.csv always (a continued run keeps the rows before ``resumed_step``), TensorBoard and W&B by setting."""
+    """metrics.csv always, TensorBoard and W&B by setting.
+
+    A continued run keeps the rows of metrics.csv before ``resumed_step``.
+
+    Raises:
+        UserError: for a logger that is not installed.
+    """
     try:
         return [MetricsCSV(folder / "metrics.csv", resumed_step), *_optional_loggers(cfg, folder)]
     except ModuleNotFoundError as error:
@@ -316,9 +327,9 @@ def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
 
 
 def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, folder: Path) -> None:
-    """patches.png: the first image of the training set, cut and augmented by the run's augmentations."""
-    views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
-    image = train.fetch(torch.tensor([0]))
-    made = make_views(views, image, Step(0, 0, 0, torch.tensor([0])), cfg.seed, 1)
+    """Draw patches.png: the first training image under the run's augmentations."""
+    views, first = device_views(cfg), torch.tensor([0])
+    image = train.fetch(first)
+    made = make_views(views, image, Step(0, 0, 0, first), cfg.seed, 1)
     patches = torch.cat([view[:, 0] for view in made])
     pictures.draw_patches(image[0], patches, views[0].augmentation, folder / "patches.png")
