@@ -14,9 +14,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def user_command(command: Callable[[list[str] | None], Any]) -> Callable[[list[str] | None], int]:
-    """A command line that answers a :class:`UserError`, a full disk and Ctrl-C or SIGTERM with one message on stderr and exit status 1.
+    """A command line that answers what is no bug with one message on stderr and exit status 1.
 
-    ``--debug`` shows the traceback as well.
+    That is a :class:`UserError`, a full disk, Ctrl-C or SIGTERM. ``--debug`` shows the traceback.
     """
 
     @functools.wraps(command)

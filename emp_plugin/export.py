@@ -1,4 +1,4 @@
-"""Weights that leave the project: a backbone as safetensors, with what is needed to rebuild and feed it."""
+"""Weights that leave: a backbone as safetensors, with what is needed to rebuild and feed it."""
 
 import json
 import os
@@ -22,10 +22,8 @@ from emp_plugin.training.lightning import epochs_begun
 from emp_plugin.training.probing import load_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
-PATHS = {
-    "data": ("train_path", "val_path"),
-    "checkpoint": ("dir",),
-}  # of the machine it was trained on: no business of others
+# of the machine it was trained on: no business of others
+PATHS = {"data": ("train_path", "val_path"), "checkpoint": ("dir",)}
 
 
 class Backbone(nn.Module):
@@ -33,7 +31,8 @@ class Backbone(nn.Module):
 
     Attributes:
         network: the backbone itself, for normalised images.
-        settings: how it was trained (dict): method, dataset, epochs, normalisation, patch augmentation, versions, and the run's configuration without its paths.
+        settings: how it was trained (dict): method, dataset, epochs, normalisation, augmentation,
+            versions, and the run's configuration without its paths.
     """
 
     def __init__(self, network: nn.Module, settings: dict[str, Any]):
@@ -49,13 +48,16 @@ class Backbone(nn.Module):
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images must be uint8 (b, 3, H, W), got {images.dtype} {tuple(images.shape)}; for normalised ones use .network"
+                f"images must be uint8 (b, 3, H, W), got {images.dtype} {tuple(images.shape)}; "
+                "for normalised ones use .network"
             )
         return self.network(normalise(images, self.settings["mean"], self.settings["std"]))
 
 
 def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
-    """Write the backbone of a run's checkpoint as safetensors, under the names of its own parameters; returns the path.
+    """Write the backbone of a run's checkpoint as safetensors; returns the path.
+
+    Its tensors have the backbone's own names for them.
 
     Raises:
         UserError: for a checkpoint that cannot be read, or a file that cannot be written.
@@ -78,9 +80,8 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
         "versions": versions(),
         "config": config,
     }
-    weights = {
-        name: tensor.contiguous() for name, tensor in backbone_of(method).state_dict().items()
-    }
+    state = backbone_of(method).state_dict()
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
     out = Path(out).expanduser()
     temporary = out.with_name(out.name + ".tmp")
     try:
@@ -106,9 +107,8 @@ def load_backbone(path: str | Path) -> Backbone:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
     if KEY not in metadata:
-        raise UserError(
-            f"{path} was not written by emp_plugin: it does not say how its backbone is built"
-        )
+        reason = "it does not say how its backbone is built"
+        raise UserError(f"{path} was not written by emp_plugin: {reason}")
     settings = json.loads(metadata[KEY])
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to take
         network = backbone_of(build_method(OmegaConf.create(settings["config"])))

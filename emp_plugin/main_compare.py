@@ -1,7 +1,9 @@
-"""Compare methods: ``python -m emp_plugin.main_compare --config-path DIR --config-name NAME [key=value ...]``.
+"""Compare methods: ``python -m emp_plugin.main_compare --config-path DIR --config-name NAME ...``.
 
-Keys of the comparison (methods, ablate, values, seeds, epochs, minutes, budget, schedule, evaluate_every, thresholds, results_dir, report_only) are its own;
-all others are overrides of the recipes, of one method's if they begin with its name: ``emp.data.num_patches=8``.
+Then come settings, ``key=value``. Keys of the comparison are methods, ablate, values, seeds,
+epochs, minutes, budget, schedule, evaluate_every, thresholds, results_dir and report_only. All
+others are overrides of the recipes, of one method's if they begin with its name:
+``emp.data.num_patches=8``.
 """
 
 import sys

@@ -16,9 +16,8 @@ def main(argv: list[str] | None = None) -> None:
         "out", type=Path, nargs="?", help="default: backbone.safetensors beside the checkpoint"
     )
     args = parser.parse_args(argv)
-    print(
-        f"results: {export_backbone(args.checkpoint, args.out or args.checkpoint.with_name('backbone.safetensors'))}"
-    )
+    out = args.out or args.checkpoint.with_name("backbone.safetensors")
+    print(f"results: {export_backbone(args.checkpoint, out)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""k-NN evaluation of a checkpoint of any method: ``python -m emp_plugin.main_knn --config-path DIR --config-name NAME [key=value ...]``."""
+"""k-NN evaluation of a checkpoint of any method.
+
+``python -m emp_plugin.main_knn --config-path DIR --config-name NAME [key=value ...]``
+"""
 
 import sys
 

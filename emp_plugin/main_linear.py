@@ -1,4 +1,7 @@
-"""Linear evaluation of a checkpoint of any method: ``python -m emp_plugin.main_linear --config-path DIR --config-name NAME [key=value ...]``."""
+"""Linear evaluation of a checkpoint of any method.
+
+``python -m emp_plugin.main_linear --config-path DIR --config-name NAME [key=value ...]``
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Pretrain a method and evaluate it: ``python -m emp_plugin.main_pretrain --config-path DIR --config-name NAME [key=value ...]``."""
+"""Pretrain a method and evaluate it.
+
+``python -m emp_plugin.main_pretrain --config-path DIR --config-name NAME [key=value ...]``
+"""
 
 import sys
 

@@ -1,6 +1,9 @@
-"""Probe checkpoints on both CIFARs: ``python -m emp_plugin.main_transfer --config-path DIR --config-name NAME RUN/last.ckpt ... [key=value ...]``.
+"""Probe checkpoints on both CIFARs.
 
-DIR, NAME and keys are those of ``main_linear``; ``results_dir=DIR`` is where the table goes.
+``python -m emp_plugin.main_transfer --config-path DIR --config-name NAME CHECKPOINT ...``
+
+Then come settings, ``key=value``. DIR, NAME and keys are those of ``main_linear``;
+``results_dir=DIR`` is where the table goes.
 """
 
 import sys
@@ -14,22 +17,18 @@ from emp_plugin.studies.transfer import transfer
 @user_command
 def main(argv: list[str] | None = None) -> None:
     args, items = command_line(__doc__, argv)
-    results = [item.partition("=")[2] for item in items if item.startswith("results_dir=")] or [
-        "results/transfer-cifar"
-    ]
-    checkpoints = list(
-        dict.fromkeys(
-            item
-            for item in items
-            if item.endswith(".ckpt") and not item.startswith("pretrained_feature_extractor=")
-        )
-    )
-    overrides = [
-        item for item in items if item not in checkpoints and not item.startswith("results_dir=")
-    ]
-    transfer(
-        checkpoints, Path(results[-1]).expanduser(), args.config_path, args.config_name, overrides
-    )
+    results, checkpoints, overrides = "results/transfer-cifar", [], []
+    for item in items:
+        key, _, value = item.partition("=")
+        if key == "results_dir":
+            results = value
+        elif key != "pretrained_feature_extractor" and item.endswith(".ckpt"):
+            checkpoints.append(item)
+        else:
+            overrides.append(item)
+    checkpoints = list(dict.fromkeys(checkpoints))  # each once
+    results_dir = Path(results).expanduser()
+    transfer(checkpoints, results_dir, args.config_path, args.config_name, overrides)
 
 
 if __name__ == "__main__":

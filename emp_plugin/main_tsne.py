@@ -1,4 +1,7 @@
-"""t-SNE of the test images under several checkpoints: ``python -m emp_plugin.main_tsne CHECKPOINT [CHECKPOINT ...] [--out FILES]``."""
+"""t-SNE of the test images under several checkpoints.
+
+``python -m emp_plugin.main_tsne CHECKPOINT [CHECKPOINT ...] [--out FILES]``
+"""
 
 import argparse
 import sys
