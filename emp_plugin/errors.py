@@ -2,9 +2,11 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend: a setting, a path, a file. The message says what is wrong and what to do."""
+    """Something the user can mend: a setting, a path, a file.
+
+    The message says what is wrong and what to do.
+    """
 
     def __init__(self, message: str):
-        super().__init__(
-            message.rpartition(f"{__name__}.UserError: ")[2].rstrip()
-        )  # torch makes one of a data worker's whole traceback
+        # torch repeats a data worker's error with the worker's whole traceback as its message
+        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip())

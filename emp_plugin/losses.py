@@ -1,4 +1,8 @@
-"""The objective of EMP-SSL (Tong, Chen, Ma and LeCun, arXiv 2304.03977) as pure functions of tensors."""
+"""The objective of EMP-SSL as pure functions of tensors.
+
+Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning in One Training Epoch", arXiv
+2304.03977.
+"""
 
 from typing import NamedTuple
 
@@ -22,20 +26,25 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
-    """Total coding rate ``R(Z) = 1/2 logdet(I + d / (b eps) Z Z^T)``, in nats; large when the rows of Z span many directions.
+    """Total coding rate ``R(Z) = 1/2 logdet(I + d / (b eps) Z Z^T)``, in nats.
+
+    It is large when the rows of Z span many directions. The value is wrong where ``d / (b eps)`` is
+    above about 1e4 (published: 51): the rounding of parallel rows in float32 is then no longer
+    small beside the identity.
 
     Args:
         z: features of shape ``(..., b, d)``, one row a sample, rows of length 1.
-        eps: the paper's squared distortion eps^2 (it is not squared again here). Where ``d / (b eps)`` is above about 1e4 (published: 51),
-            the rounding of parallel rows in float32 is no longer small beside the identity, and the value is wrong.
+        eps: the paper's squared distortion eps^2 (it is not squared again here).
 
     Returns:
         A tensor of shape ``(...)``, in float32 or, for float64 input, float64.
 
     Raises:
-        ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, or ``eps`` is not positive.
+        ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, or ``eps`` is not
+            positive.
 
-    Source: R in the objective of arXiv 2304.03977; the coding rate is that of MCR^2 (arXiv 2006.08558).
+    Source: R in the objective of arXiv 2304.03977; the coding rate is that of MCR^2
+    (arXiv 2006.08558).
 
     >>> total_coding_rate(torch.eye(2), eps=1.0)  # 1/2 logdet(2 I)
     tensor(0.6931)
@@ -53,18 +62,23 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
 
 
 class _HalfLogDet(torch.autograd.Function):
-    """``1/2 logdet(I + scale Z Z^T)``. Its gradient ``scale (I + scale Z Z^T)^-1 Z`` takes half the time of autograd's."""
+    """``1/2 logdet(I + scale Z Z^T)``.
+
+    Its gradient ``scale (I + scale Z Z^T)^-1 Z`` takes half the time of autograd's.
+    """
 
     @staticmethod
     def forward(ctx, z: Tensor, scale: float) -> Tensor:
         # Z Z^T and Z^T Z give the same determinant (Sylvester); the smaller one is cheaper
         matrix = (z @ z.mT if z.shape[-2] <= z.shape[-1] else z.mT @ z).mul_(scale)
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
-        # all eigenvalues are >= 1, so that Cholesky does not fail while rounding is small beside 1; the _ex form spares a GPU the wait for its error code
+        # All eigenvalues are >= 1, so Cholesky does not fail while rounding is small beside 1. The
+        # _ex form spares the host the wait for a GPU's error code.
         factor = torch.linalg.cholesky_ex(matrix).L
         ctx.save_for_backward(z, factor)
         ctx.scale = scale
-        # 1/2 logdet = sum of the logarithms of Cholesky's diagonal; a non-finite matrix must not hide behind a partial factor
+        # 1/2 logdet is the sum of the logarithms of Cholesky's diagonal. Without the second term a
+        # non-finite matrix could hide behind a partial factor.
         return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0 * matrix.sum((-2, -1))
 
     @staticmethod
@@ -72,12 +86,10 @@ class _HalfLogDet(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
         z, factor = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            # (L L^T)^-1 from L^-1; torch.cholesky_inverse is a little faster on a CPU (benchmarks/README.md), but makes the host wait for a GPU's error code
-            root = torch.linalg.solve_triangular(
-                factor,
-                torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device),
-                upper=False,
-            )
+            # (L L^T)^-1 from L^-1. torch.cholesky_inverse is a little faster on a CPU
+            # (benchmarks/README.md), but makes the host wait for a GPU's error code.
+            eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+            root = torch.linalg.solve_triangular(factor, eye, upper=False)
             inverse = (root.mT @ root).mul_((upstream * ctx.scale)[..., None, None])
             return (inverse @ z if z.shape[-2] <= z.shape[-1] else z @ inverse), None
 
@@ -94,7 +106,8 @@ def patch_invariance(z: Tensor) -> Tensor:
     Raises:
         ValueError: if ``z`` is not three-dimensional or is empty.
 
-    Source: D in the objective of arXiv 2304.03977, with the batch mean of the authors' code in place of the sum.
+    Source: D in the objective of arXiv 2304.03977, with the batch mean of the authors' code in
+    place of the sum.
     """
     if z.ndim != 3 or 0 in z.shape:
         raise ValueError(
@@ -103,7 +116,7 @@ def patch_invariance(z: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         centre = F.normalize(z.mean(0), dim=-1)
-        # one product per image and one norm per patch: F.cosine_similarity would make copies of z for both of its arguments
+        # F.cosine_similarity would make copies of z for both of its arguments
         products = torch.einsum("nbd,bd->nb", z, centre)
         return (products / torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-8)).mean()
 
@@ -111,13 +124,16 @@ def patch_invariance(z: Tensor) -> Tensor:
 def emp_ssl_loss(
     z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2, gathered: Tensor | None = None
 ) -> EMPLoss:
-    """EMP-SSL's loss: minus the mean coding rate of the n batches of patches, minus ``invariance_weight`` times their invariance.
+    """EMP-SSL's loss ``-(R + invariance_weight D)``.
+
+    R is the mean coding rate of the n batches of patches, D their invariance.
 
     Args:
         z: projections of shape ``(n, b, d)``, of length 1 along d.
         invariance_weight: lambda; 200 belongs to the batch mean of the similarity.
         eps: the paper's eps^2.
-        gathered: projections (n, w b, d) of the whole batch where z are those of one of w processes: the coding rate is theirs.
+        gathered: projections ``(n, w b, d)`` of the whole batch, where z are those of one of w
+            processes. The coding rate is then theirs.
 
     Returns:
         :class:`EMPLoss` of three scalars; the two terms are not detached.
@@ -133,10 +149,11 @@ def emp_ssl_loss(
 
 
 def effective_rank(z: Tensor) -> Tensor:
-    """Effective rank of order 2 (participation ratio) ``(sum s)^2 / sum s^2`` of the eigenvalues s of ``Z^T Z``.
+    """Effective rank ``(sum s)^2 / sum s^2`` of the eigenvalues s of ``Z^T Z``.
 
-    Between 1 (all rows parallel: collapse) and min(b, d). Chosen over the entropy form (Roy and Vetterli, 2007) because it needs
-    no eigenvalues: the sum is a trace and the sum of squares a Frobenius norm, so that a GPU need not stop for it.
+    Between 1 (all rows parallel: collapse) and min(b, d). This form, of order 2 (participation
+    ratio), needs no eigenvalues, unlike the entropy form (Roy and Vetterli, 2007): the sum is a
+    trace and the sum of squares a Frobenius norm. So the host need not wait for a GPU.
 
     Args:
         z: features of shape ``(b, d)``.
@@ -147,6 +164,5 @@ def effective_rank(z: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
-        return gram.diagonal().sum().square() / gram.square().sum().clamp_min(
-            torch.finfo(z.dtype).tiny
-        )
+        sum_of_squares = gram.square().sum().clamp_min(torch.finfo(z.dtype).tiny)
+        return gram.diagonal().sum().square() / sum_of_squares

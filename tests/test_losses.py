@@ -21,19 +21,15 @@ def reference(z: np.ndarray, weight: float, eps: float) -> tuple[float, float, f
     similarity = 0.0
     for i in range(n):
         for j in range(b):
-            similarity += (
-                float(z[i, j] @ centre[j])
-                / (np.linalg.norm(z[i, j]) * np.linalg.norm(centre[j]))
-                / (n * b)
-            )
+            norms = np.linalg.norm(z[i, j]) * np.linalg.norm(centre[j])
+            similarity += float(z[i, j] @ centre[j]) / norms / (n * b)
     return -(rate + weight * similarity), rate, similarity
 
 
 def projections(n, b, d, dtype=torch.float64, seed=0):
-    return F.normalize(
-        torch.randn(n, b, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
-        dim=-1,
-    ).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, b, d, generator=generator, dtype=torch.float64)
+    return F.normalize(z, dim=-1).to(dtype)
 
 
 GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
@@ -44,10 +40,8 @@ GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
 @pytest.mark.parametrize("weight", [0.0, 200.0])
 def test_value_in_float64(n, b, d, eps, weight):
     z = projections(n, b, d)
-    got = emp_ssl_loss(z, weight, eps)
-    np.testing.assert_allclose(
-        [x.item() for x in got], reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10
-    )
+    got = [x.item() for x in emp_ssl_loss(z, weight, eps)]
+    np.testing.assert_allclose(got, reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("n", "b", "d"), GRID)
@@ -55,45 +49,36 @@ def test_value_in_float64(n, b, d, eps, weight):
 def test_gradient_by_finite_differences(n, b, d, eps):
     z = projections(n, b, d).requires_grad_()
     emp_ssl_loss(z, 200.0, eps).loss.backward()
-    rng, h = np.random.default_rng(0), 1e-6
+    base, rng, h = z.detach().numpy(), np.random.default_rng(0), 1e-6
     for _ in range(6):  # directional derivatives of the independent reference
         direction = rng.standard_normal(z.shape)
-        base = z.detach().numpy()
-        slope = (
-            reference(base + h * direction, 200.0, eps)[0]
-            - reference(base - h * direction, 200.0, eps)[0]
-        ) / (2 * h)
-        assert float((z.grad * torch.from_numpy(direction)).sum()) == pytest.approx(
-            slope, rel=1e-5, abs=1e-5
-        )
+        above, *_ = reference(base + h * direction, 200.0, eps)
+        below, *_ = reference(base - h * direction, 200.0, eps)
+        slope = (z.grad * torch.from_numpy(direction)).sum().item()
+        assert slope == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize(("n", "b", "d"), GRID)
 def test_float32_is_close_to_float64(n, b, d):
-    torch.testing.assert_close(
-        emp_ssl_loss(projections(n, b, d, torch.float32)).loss.double(),
-        emp_ssl_loss(projections(n, b, d)).loss,
-        rtol=1e-5,
-        atol=1e-4,
-    )
+    single = emp_ssl_loss(projections(n, b, d, torch.float32)).loss
+    double = emp_ssl_loss(projections(n, b, d)).loss
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-4)
 
 
 def test_known_errors_of_the_field_would_show():
-    """The right value differs clearly from: the opposite sign of R, b^2 in place of b, eps squared twice."""
+    """R with the opposite sign, with b^2 in place of b, or with eps squared twice is far off."""
     z = projections(4, 8, 16)
     rate = total_coding_rate(z, 0.2).mean().item()
     singular = np.linalg.svd(z.numpy(), compute_uv=False) ** 2
     for wrong in (16 / (8 * 8 * 0.2), 16 / (8 * 0.2**2)):
         assert abs(rate - 0.5 * np.log1p(wrong * singular).sum(-1).mean()) > 0.1
+    # minimising the loss must spread images
     spread, collapsed = torch.eye(8).expand(3, 8, 8), torch.ones(3, 8, 8) / math.sqrt(8)
-    assert (
-        emp_ssl_loss(spread).loss < emp_ssl_loss(collapsed).loss
-    )  # minimising the loss must spread images
+    assert emp_ssl_loss(spread).loss < emp_ssl_loss(collapsed).loss
+    # and draw the patches of one image together
     agree, differ = projections(1, 6, 8).expand(4, 6, 8), projections(4, 6, 8)
     assert emp_ssl_loss(agree, 200.0).invariance > emp_ssl_loss(differ, 200.0).invariance
-    assert (
-        emp_ssl_loss(agree).loss < emp_ssl_loss(differ).loss
-    )  # and draw the patches of one image together
+    assert emp_ssl_loss(agree).loss < emp_ssl_loss(differ).loss
 
 
 @pytest.mark.parametrize(
@@ -135,9 +120,8 @@ def test_autocast_does_not_lower_the_precision():
 
 def test_leading_shapes_and_both_gram_forms():
     z = projections(6, 5, 9)
-    torch.testing.assert_close(
-        total_coding_rate(z.reshape(2, 3, 5, 9)), total_coding_rate(z).reshape(2, 3)
-    )
+    folded = total_coding_rate(z.reshape(2, 3, 5, 9))
+    torch.testing.assert_close(folded, total_coding_rate(z).reshape(2, 3))
     wide = total_coding_rate(z[0])
     tall = 0.5 * torch.logdet(torch.eye(9, dtype=z.dtype) + 9 / (5 * 0.2) * z[0].T @ z[0])
     torch.testing.assert_close(wide, tall)
@@ -163,7 +147,5 @@ def test_effective_rank():
     assert effective_rank(torch.ones(6, 4)) == pytest.approx(1)
     assert effective_rank(torch.zeros(3, 4)) == 0
     z = projections(1, 12, 5)[0]
-    eigenvalues = torch.linalg.eigvalsh(z.T @ z)
-    torch.testing.assert_close(
-        effective_rank(z), eigenvalues.sum() ** 2 / eigenvalues.square().sum()
-    )
+    s = torch.linalg.eigvalsh(z.T @ z)
+    torch.testing.assert_close(effective_rank(z), s.sum() ** 2 / s.square().sum())

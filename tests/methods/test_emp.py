@@ -1,4 +1,7 @@
+"""EMP as a method: its step, its settings, and steps in chunks of patches."""
+
 import copy
+import importlib
 
 import pytest
 import torch
@@ -11,30 +14,33 @@ from emp_plugin.methods import EMP, EMPSettings
 from emp_plugin.solo_learn import METHODS, backbone_of
 from emp_plugin.training.probing import fresh_method
 
+CHUNKS_OF_2 = (
+    "method_kwargs.patch_chunk=2",
+    "method_kwargs.embedding_dim=32",
+    "method_kwargs.proj_hidden_dim=32",
+    "method_kwargs.proj_output_dim=16",
+)
+
 
 @pytest.fixture
 def method(config):
+    """Builds EMP for digits; what it logs is in ``model.logged``."""
+
     def build(*overrides):
         model = fresh_method(config("digits/emp", *overrides))
-        model.log_dict = lambda values, **_: model.__dict__.setdefault("logged", {}).update(
-            {k: float(v) for k, v in values.items()}
-        )
+        logged = model.__dict__["logged"] = {}
+        model.log_dict = lambda values, **_: logged.update({k: float(v) for k, v in values.items()})
         return model
 
     return build
 
 
 def widths(module):
-    return [
-        (layer.in_features, layer.out_features)
-        for layer in module.modules()
-        if isinstance(layer, torch.nn.Linear)
-    ]
+    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    return [(layer.in_features, layer.out_features) for layer in layers]
 
 
 def test_importing_registers_the_method_and_twice_is_harmless():
-    import importlib
-
     assert METHODS["emp"] is EMP
     assert emp_plugin.EMP is EMP
     before = dict(METHODS)
@@ -42,25 +48,21 @@ def test_importing_registers_the_method_and_twice_is_harmless():
     assert before == METHODS
 
 
-def test_presets_are_the_paper_s_two_columns(method):
+def test_sizes_of_the_presets(method):
     code, paper = method(), method("method_kwargs.preset=paper")
     assert widths(code.embedder) == [(512, 4096)]
-    assert widths(code.projector) == [
-        (4096, 4096),
-        (4096, 1024),
-    ]
+    assert widths(code.projector) == [(4096, 4096), (4096, 1024)]
     assert widths(paper.embedder) == []
     assert widths(paper.projector) == [(512, 4096), (4096, 512)]
     x = torch.randn(2, 3, 32, 32)
-    assert {name: f.shape[1] for name, f in code.features(x).items()} == {
-        "backbone": 512,
-        "embedding": 4096,
-    }
-    assert {name: f.shape[1] for name, f in paper.features(x).items()} == {"backbone": 512}
+    of_code = {name: f.shape[1] for name, f in code.features(x).items()}
+    of_paper = {name: f.shape[1] for name, f in paper.features(x).items()}
+    assert of_code == {"backbone": 512, "embedding": 4096}
+    assert of_paper == {"backbone": 512}
 
 
 def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
-    """The training step equals the loss on projections made by hand, with BatchNorm over all n x b patches."""
+    """It equals the loss on projections made by hand, with BatchNorm over all n x b patches."""
     model = method().train()
     patches = torch.randn(3, 4, 3, 16, 16)
     targets = torch.tensor([1, 2, 3, -1])
@@ -77,33 +79,29 @@ def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     assert model.logged["train_coding_rate"] == pytest.approx(expected.coding_rate.item(), rel=1e-4)
     assert 1 <= model.logged["train_effective_rank"] <= 4
 
+    # solo-learn's list of views
     model.load_state_dict(state)
-    torch.testing.assert_close(
-        model.training_step([torch.arange(4), list(patches), targets], 0), loss
-    )  # solo-learn's list of views
+    of_list = model.training_step([torch.arange(4), list(patches), targets], 0)
+    torch.testing.assert_close(of_list, loss)
 
 
 def test_batches_without_labels_train(method):
-    loss = method().training_step(
-        [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)], 0
-    )
-    assert torch.isfinite(loss)
+    batch = [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)]
+    assert torch.isfinite(method().training_step(batch, 0))
 
 
 def test_the_online_classifier_does_not_train_the_backbone(method):
     model = method("method_kwargs.invariance_weight=0")
-    model.settings.eps = (
-        1e30  # no objective left: whatever moves the backbone comes from the classifier
-    )
-    model.training_step(
-        [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.arange(4)], 0
-    ).backward()
+    # no objective left: whatever moves the backbone comes from the classifier
+    model.settings.eps = 1e30
+    batch = [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.arange(4)]
+    model.training_step(batch, 0).backward()
     assert model.classifier.weight.grad.abs().sum() > 0
     assert max(p.grad.abs().max() for p in backbone_of(model).parameters()) < 1e-6
 
 
 def test_online_knn_remembers_the_labelled_images(method):
-    """The bank holds each labelled image once, as the mean of its patches' backbone features; unlabelled ones stay out."""
+    """Each once, as the mean of its patches' backbone features; unlabelled ones stay out."""
     model = method("knn_eval.enabled=True").train()
     patches, targets = torch.randn(3, 4, 3, 16, 16), torch.tensor([1, -1, 3, 0])
     state = copy.deepcopy(model.state_dict())
@@ -163,10 +161,20 @@ def grouped_reference(model, patches, chunk):
     parts = []
     for part in patches.split(chunk):
         h = backbone_of(model)(part.flatten(0, 1))
-        parts.append(
-            F.normalize(model.projector(model.embedder(h)), dim=1).unflatten(0, part.shape[:2])
-        )
+        z = F.normalize(model.projector(model.embedder(h)), dim=1)
+        parts.append(z.unflatten(0, part.shape[:2]))
     return torch.cat(parts)
+
+
+def gradients_of(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_gradients(made, expected, tolerance):
+    """Equal within ``tolerance`` of the largest of them."""
+    atol = tolerance * max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(made[name], gradient, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -174,32 +182,25 @@ def grouped_reference(model, patches, chunk):
     [(torch.float64, 1e-10, False), (torch.float32, 1e-5, False), (torch.float64, 1e-10, True)],
 )
 def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchronised):
-    """5 patches in chunks of 2, 2 and 1: loss, gradients, running statistics and counters are those of the kept graph; also with the layers of
-    several GPUs (SyncBatchNorm, which in a single process is BatchNorm)."""
-    settings = [
-        "method_kwargs.embedding_dim=32",
-        "method_kwargs.proj_hidden_dim=32",
-        "method_kwargs.proj_output_dim=16",
-    ]
-    model = method("method_kwargs.patch_chunk=2", *settings).to(dtype).train()
+    """5 patches in chunks of 2, 2 and 1, against the kept graph.
+
+    Gradients, running statistics and counters are the same; also with the layers of several GPUs
+    (SyncBatchNorm, which in a single process is BatchNorm).
+    """
+    model = method(*CHUNKS_OF_2).to(dtype).train()
     if synchronised:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     state = copy.deepcopy(model.state_dict())
     patches, targets = torch.randn(5, 8, 3, 16, 16, dtype=dtype), torch.full((8,), -1)
     model.training_step([torch.arange(8), patches, targets], 0).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = gradients_of(model)
     after = {name: value.clone() for name, value in model.named_buffers()}
 
     model.zero_grad()
     model.load_state_dict(state)
     z = grouped_reference(model, patches, 2)
     emp_ssl_loss(z if dtype == torch.float64 else z.float()).loss.backward()
-    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    scale = max(g.abs().max() for g in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale)
-        )
+    check_gradients(gradients, gradients_of(model), tolerance)
     for name, value in model.named_buffers():
         torch.testing.assert_close(after[name], value, rtol=tolerance, atol=tolerance)
         assert "num_batches" not in name or value == 3  # three chunks, each counted once
@@ -207,13 +208,11 @@ def test_chunks_give_the_gradients_of_the_whole(method, dtype, tolerance, synchr
 
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 2e-2)])
 def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
-    """With dropout: the second pass over a chunk drops what the first one dropped, and the generator has moved once; also under autocast."""
-    model = method(
-        "method_kwargs.patch_chunk=2",
-        "method_kwargs.embedding_dim=32",
-        "method_kwargs.proj_hidden_dim=32",
-        "method_kwargs.proj_output_dim=16",
-    ).train()
+    """With dropout, and also under autocast.
+
+    The second pass over a chunk drops what the first one dropped, and the generator has moved once.
+    """
+    model = method(*CHUNKS_OF_2).train()
     model.embedder.append(torch.nn.Dropout(0.5))
     patches = torch.randn(4, 8, 3, 16, 16)
     results = []
@@ -226,51 +225,36 @@ def test_chunks_draw_their_random_numbers_once(method, bf16, tolerance):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             z = project()
         emp_ssl_loss(z.float()).loss.backward()
-        results.append(
-            (
-                {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-                torch.get_rng_state(),
-            )
-        )
+        results.append((gradients_of(model), torch.get_rng_state()))
     (gradients, state), (expected, expected_state) = results
     assert torch.equal(state, expected_state)
-    scale = max(g.abs().max() for g in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=tolerance, atol=tolerance * float(scale)
-        )
+    check_gradients(gradients, expected, tolerance)
 
 
 def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
-    """Two batches before one step, their losses scaled as for float16: once unscaled, the gradients are those of the kept graphs; one that overflows is seen."""
-    model = method(
-        "method_kwargs.patch_chunk=2",
-        "method_kwargs.embedding_dim=32",
-        "method_kwargs.proj_hidden_dim=32",
-        "method_kwargs.proj_output_dim=16",
-    ).train()
+    """Two batches before one step, their losses scaled as for float16.
+
+    Once unscaled, the gradients are those of the kept graphs. One that overflows is seen.
+    """
+    model = method(*CHUNKS_OF_2).train()
     state = copy.deepcopy(model.state_dict())
     batches, targets = torch.randn(2, 5, 8, 3, 16, 16), torch.full((8,), -1)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer, scaler = (
-        torch.optim.SGD(weights, lr=0.1),
-        torch.amp.GradScaler("cpu", init_scale=2.0**16),
-    )
+    optimizer = torch.optim.SGD(weights, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     for patches in batches:
         scaler.scale(model.training_step([torch.arange(8), patches, targets], 0) / 2).backward()
     scaler.unscale_(optimizer)
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = gradients_of(model)
 
     model.zero_grad()
     model.load_state_dict(state)
     for patches in batches:
         (emp_ssl_loss(grouped_reference(model, patches, 2)).loss / 2).backward()
-    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    scale = max(g.abs().max() for g in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(scale))
+    check_gradients(gradients, gradients_of(model), 1e-5)
 
-    before, scaler = copy.deepcopy(weights), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = copy.deepcopy(weights)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     scaler.scale(model.training_step([torch.arange(8), batches[0], targets], 0)).backward()
     scaler.step(optimizer)
     scaler.update()
@@ -296,31 +280,19 @@ class Watched(torch.autograd.Function):
 
 def test_chunks_are_passed_under_autocast_but_not_their_gradients(method):
     """As without chunks, and as torch wants it."""
-    model = method(
-        "method_kwargs.patch_chunk=2",
-        "method_kwargs.embedding_dim=32",
-        "method_kwargs.proj_hidden_dim=32",
-        "method_kwargs.proj_output_dim=16",
-    ).train()
+    model = method(*CHUNKS_OF_2).train()
     model.embedder.register_forward_hook(lambda module, inputs, out: Watched.apply(out))
     Watched.on.clear()
+    batch = [torch.arange(4), torch.randn(4, 4, 3, 16, 16), torch.full((4,), -1)]
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model.training_step(
-            [torch.arange(4), torch.randn(4, 4, 3, 16, 16), torch.full((4,), -1)], 0
-        )
+        loss = model.training_step(batch, 0)
     loss.backward()
-    assert Watched.on == [
-        True,
-        True,
-        True,
-        False,
-        True,
-        False,
-    ]  # two chunks without a graph, then each with its gradients
+    # two chunks without a graph, then each with its gradients
+    assert Watched.on == [True, True, True, False, True, False]
 
 
 def test_chunks_need_not_keep_the_activations(method):
-    """Between forward and backward nothing of a chunk's size is kept but its patches and projections."""
+    """Between forward and backward only the patches and the projections are kept."""
     kept = []
 
     def pack(tensor):
@@ -331,6 +303,5 @@ def test_chunks_need_not_keep_the_activations(method):
     patches = torch.randn(3, 4, 3, 16, 16)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.training_step([torch.arange(4), patches, torch.full((4,), -1)], 0)
-    assert (
-        max(kept) <= patches.numel() * 4
-    )  # an activation of the first stage alone has 3 * 4 * 64 * 16 * 16 numbers
+    # an activation of the first stage alone has 3 * 4 * 64 * 16 * 16 numbers
+    assert max(kept) <= patches.numel() * 4
