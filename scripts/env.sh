@@ -12,7 +12,8 @@
 #     EMP_ENV=venv    always use .venv
 #     PYTHON=...      the Python, 3.11 to 3.13, that .venv is made with
 #
-# Run instead of sourced (`bash scripts/env.sh`) it only makes .venv, where that is missing or out of date.
+# Run instead of sourced (`bash scripts/env.sh`) it only makes .venv, where that is missing or out
+# of date.
 #
 # Sourcing changes no shell options, and what it prints goes to stderr.
 
@@ -232,9 +233,10 @@ _emp_env_source() {
     return "$failed"
 }
 
-# A training step on the CPU allocates and frees some hundred tensors of up to a few hundred MB. glibc gives each back to the
-# system, which clears its pages again for the next: keeping them, in huge pages, makes a step a quarter faster
-# (benchmarks/README.md). Other systems ignore this; what you have set yourself stays.
+# A training step on the CPU allocates and frees some hundred tensors of up to a few hundred MB.
+# glibc gives each back to the system, which clears its pages again for the next. Keeping them, in
+# huge pages, makes a step a quarter faster (benchmarks/README.md). Other systems ignore this; what
+# you have set yourself stays.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-8589934592}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-34359738368}"
 

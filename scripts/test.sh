@@ -4,7 +4,8 @@
 #     bash scripts/test.sh                          all but the slow ones
 #     bash scripts/test.sh -m ""                    all
 #     bash scripts/test.sh tests/test_losses.py -k rate
-#     SOLO_LEARN=<checkout> bash scripts/test.sh    with this solo-learn; with the wheel installed too, also compares the two
+#     SOLO_LEARN=<checkout> bash scripts/test.sh    with this solo-learn, 1.0.6; where 1.0.2 is
+#                                                   installed too, also compares the two
 set -euo pipefail
 if [ -n "${SOLO_LEARN:-}" ]; then
     if [ ! -d "$SOLO_LEARN/solo" ]; then
@@ -16,7 +17,8 @@ if [ -n "${SOLO_LEARN:-}" ]; then
 fi
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-[ -z "${SOLO_LEARN:-}" ] || export PYTHONPATH="$SOLO_LEARN:$PYTHONPATH" # .venv starts from an empty one
+# .venv starts from an empty one
+[ -z "${SOLO_LEARN:-}" ] || export PYTHONPATH="$SOLO_LEARN:$PYTHONPATH"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python - <<'EOP'

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Accuracy against batch size; any other number as well: ablate=method_kwargs.invariance_weight "values=[50,100,200,400]"; what is done is skipped
+# Accuracy against batch size; what is done is skipped. Any other number as well:
+# ablate=method_kwargs.invariance_weight "values=[50,100,200,400]"
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 source "$root/scripts/env.sh"

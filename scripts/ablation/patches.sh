@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Accuracy against patches per step, after equal epochs and after equal minutes; what is done is skipped
+# Accuracy against patches per step, after equal epochs and after equal minutes.
+# What is done is skipped.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 source "$root/scripts/env.sh"
