@@ -1,1 +1,1 @@
-"""Runs side by side: the same data, backbone, seeds and probes for every method; a table, a plot, and the paper's figures beside them."""
+"""A study answers a question with several trials: runs side by side, then tables and figures."""

@@ -1,16 +1,12 @@
-"""Which runs a comparison consists of, and how long each of them trains."""
+"""Which runs a study consists of, and how long each of them trains."""
 
-import math
 from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from emp_plugin.config import augmentations
-from emp_plugin.solo_learn import processes
 
-
-class Job(NamedTuple):
-    """One training and the points of it that are evaluated."""
+class Trial(NamedTuple):
+    """One run of a study and the points of it that are evaluated."""
 
     method: str  # name of the recipe
     seed: int
@@ -21,82 +17,53 @@ class Job(NamedTuple):
     override: tuple[str, ...] = ()  # the ablated setting, as it is overridden
 
     def __str__(self) -> str:
-        return f"{', '.join((self.method, *self.override))}, seed {self.seed}, {describe_length(self.budget, self.length)}, schedule {self.schedule}"
+        what = ", ".join((self.method, *self.override))
+        length = describe_length(self.budget, self.length)
+        return f"{what}, seed {self.seed}, {length}, schedule {self.schedule}"
+
+
+class TrialFailed(Exception):
+    """One trial failed and the others can go on; the message says why."""
 
 
 def describe_length(budget: str, length: float) -> str:
-    """A length in words: "1 epoch", "5 minutes of training", "1 epoch of EMP-SSL in backbone passes"."""
-    unit = "minute" if budget == "minutes" else "epoch"
-    what = {"epochs": "", "minutes": " of training", "passes": " of EMP-SSL in backbone passes"}[
-        budget
-    ]
-    return f"{length:g} {unit}{'' if length == 1 else 's'}{what}"
+    """A length in words.
+
+    >>> describe_length("minutes", 5), describe_length("passes", 1)
+    ('5 minutes of training', '1 epoch of EMP-SSL in backbone passes')
+    """
+    unit, of = {
+        "epochs": ("epoch", ""),
+        "minutes": ("minute", " of training"),
+        "passes": ("epoch", " of EMP-SSL in backbone passes"),
+    }[budget]
+    return f"{length:g} {unit}{'' if length == 1 else 's'}{of}"
 
 
-def plan(cfg: DictConfig) -> list[Job]:
-    """The jobs of a comparison; short ones first, so that one cut off has the methods side by side. A long schedule comes before the fitted ones:
-    its last point is one of them."""
+def plan(cfg: DictConfig) -> list[Trial]:
+    """The trials of a study.
+
+    Short ones come first, so that a study cut off has the methods side by side. A long schedule
+    comes before the fitted ones: its last point is one of them.
+    """
+    values = [(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()]
     variants = [
-        (method, override)
+        (seed, method, override)
+        for seed in cfg.seeds
         for method in cfg.methods
-        for override in ([(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()])
+        for override in values
     ]
-    jobs = []
+    trials = []
+
+    def add(schedule: str, budget: str, *points: float) -> None:
+        for seed, method, override in variants:
+            trials.append(Trial(method, seed, schedule, budget, points[-1], points, override))
+
     for budget in cfg.budget:
         lengths = sorted(cfg.minutes if budget == "minutes" else cfg.epochs)
         if "snapshot" in cfg.schedule:
-            jobs += [
-                Job(method, seed, "snapshot", budget, lengths[-1], tuple(lengths), override)
-                for seed in cfg.seeds
-                for method, override in variants
-            ]
+            add("snapshot", budget, *lengths)
         if "fitted" in cfg.schedule:
-            jobs += [
-                Job(method, seed, "fitted", budget, length, (length,), override)
-                for length in lengths
-                for seed in cfg.seeds
-                for method, override in variants
-            ]
-    return jobs
-
-
-def global_batch(recipe: DictConfig) -> int:
-    """Images in one step, of all devices together."""
-    return recipe.optimizer.batch_size * processes(recipe)
-
-
-def views_per_image(recipe: DictConfig) -> int:
-    """Views (patches) of an image in one step, which the backbone sees in as many passes; momentum networks' passes are not counted."""
-    return sum(view.num_patches for view in augmentations(recipe))
-
-
-def steps_for_passes(epochs: float, emp: DictConfig, recipe: DictConfig, images: int) -> float:
-    """Steps in which ``recipe`` makes as many backbone passes (images x views) as EMP in ``epochs`` epochs of ``images`` images."""
-    passes = epochs * (images // global_batch(emp)) * global_batch(emp) * views_per_image(emp)
-    return passes / (global_batch(recipe) * views_per_image(recipe))
-
-
-def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:
-    """(epochs, steps in each of them) whose product is near ``steps``; an epoch has at most ``per_epoch`` steps.
-
-    >>> split_steps(195, 195), split_steps(390.4, 195), split_steps(40, 195), split_steps(250, 195)
-    ((1, 195), (2, 195), (1, 40), (2, 125))
-    """
-    epochs = max(1, math.ceil(round(steps) / per_epoch))
-    return epochs, min(per_epoch, max(1, round(steps / epochs)))
-
-
-def resolved(recipe: DictConfig) -> str:
-    """What counts in epochs, as it stands in this run: for the user to see."""
-    limit = recipe.get("limit_train_batches")
-    settings = {
-        "max_epochs": recipe.max_epochs,
-        **({"limit_train_batches": limit} if limit is not None else {}),
-        "scheduler.warmup_epochs": recipe.scheduler.warmup_epochs,
-    }
-    settings |= {
-        f"method_kwargs.{key}": value
-        for key, value in recipe.method_kwargs.items()
-        if "epoch" in key
-    }
-    return ", ".join(f"{key}={value:g}" for key, value in settings.items())
+            for length in lengths:
+                add("fitted", budget, length)
+    return trials

@@ -1,4 +1,4 @@
-"""The settings of a comparison; what is none of them goes to the recipes."""
+"""The settings of a study; what is none of them goes to the recipes."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,46 +10,48 @@ from omegaconf.errors import OmegaConfBaseException
 from emp_plugin.errors import UserError
 
 BUDGETS, SCHEDULES = ("epochs", "minutes", "passes"), ("fitted", "snapshot")
+METHODS = ("emp", "simclr", "byol", "vicreg", "swav", "ressl")
 
 
 @dataclass
-class Comparison:
+class StudySettings:
     """A list of one may be written without its brackets."""
 
-    recipes: str = MISSING  # folder of the recipes, beside this file's: cifar or digits
-    overrides: list[str] = field(
-        default_factory=list
-    )  # of all recipes; those of the command line follow them
-    methods: list[str] = field(
-        default_factory=lambda: ["emp", "simclr", "byol", "vicreg", "swav", "ressl"]
-    )  # names of recipes
+    # folder of the recipes in scripts/pretrain, such as cifar or digits
+    recipes: str = MISSING
+    # of all recipes; those of the command line follow them
+    overrides: list[str] = field(default_factory=list)
+    # names of recipes
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
     seeds: list[int] = field(default_factory=lambda: [0])
-    ablate: str | None = None  # one setting of the recipes, e.g. data.num_patches, and
-    values: list[Any] = field(
-        default_factory=list
-    )  # the numbers it takes in turn, nothing else changed
-    budget: list[str] = field(
-        default_factory=lambda: ["epochs"]
-    )  # what all get the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
+    # an ablation: one setting of the recipes, such as data.num_patches,
+    ablate: str | None = None
+    # and the numbers it takes in turn, with nothing else changed
+    values: list[Any] = field(default_factory=list)
+    # what all get the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
+    budget: list[str] = field(default_factory=lambda: ["epochs"])
     epochs: list[float] = field(default_factory=lambda: [1.0])
     minutes: list[float] = field(default_factory=list)
-    schedule: list[str] = field(
-        default_factory=lambda: ["fitted"]
-    )  # spans the k epochs, or is a long one's, looked at after k epochs
-    evaluate_every: float | None = (
-        None  # epochs between points in the course of every run, for time_to_accuracy.md and convergence.png
-    )
-    thresholds: list[float] = field(
-        default_factory=list
-    )  # of time_to_accuracy.md, top-1 in percent
+    # spans the k epochs (fitted), or is a long one's, looked at after k epochs (snapshot)
+    schedule: list[str] = field(default_factory=lambda: ["fitted"])
+    # epochs between points in the course of every run, for time_to_accuracy.md and convergence.png
+    evaluate_every: float | None = None
+    # of time_to_accuracy.md, top-1 in percent
+    thresholds: list[float] = field(default_factory=list)
     results_dir: str = MISSING
-    report_only: bool = False  # make tables and plots from the CSV that is there
+    # make tables and figures from the CSV that is there
+    report_only: bool = False
 
 
 def read_comparison(
     config_path: str, config_name: str, overrides: list[str]
 ) -> tuple[DictConfig, list[str]]:
-    """The settings of ``<config_path>/<config_name>.yaml`` with the overrides that are its own, and the overrides left for the recipes.
+    """The settings of a study, and the overrides that are left for the recipes.
+
+    Args:
+        config_path: folder of the study's YAML.
+        config_name: its name, with or without ``.yaml``.
+        overrides: ``key=value``, of the study and of the recipes.
 
     Raises:
         UserError: for a missing file, a wrong type or a value that is not known.
@@ -57,15 +59,15 @@ def read_comparison(
     path = Path(config_path).expanduser() / f"{config_name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
         raise UserError(f"{path} is not a file")
-    names = {item.name for item in fields(Comparison)}
+    names = {item.name for item in fields(StudySettings)}
+    lists = {item.name for item in fields(StudySettings) if "list" in str(item.type)}
     own = [item for item in overrides if item.partition("=")[0] in names]
     try:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
-        lists = {item.name for item in fields(Comparison) if "list" in str(item.type)}
         for name in lists & set(given):
             if not isinstance(given[name], ListConfig):
                 given[name] = [given[name]]
-        cfg = OmegaConf.merge(OmegaConf.structured(Comparison), given)
+        cfg = OmegaConf.merge(OmegaConf.structured(StudySettings), given)
         missing = sorted(OmegaConf.missing_keys(cfg))
     except OmegaConfBaseException as error:
         raise UserError(f"{path.name}: {str(error).splitlines()[0]}") from error
@@ -81,43 +83,34 @@ def _check(cfg: DictConfig) -> None:
             raise UserError(message)
 
     require(
-        set(cfg.budget) <= set(BUDGETS) and cfg.budget,
+        cfg.budget and set(cfg.budget) <= set(BUDGETS),
         f"budget must be one of {', '.join(BUDGETS)}, got {list(cfg.budget)}",
     )
     require(
-        set(cfg.schedule) <= set(SCHEDULES) and cfg.schedule,
+        cfg.schedule and set(cfg.schedule) <= set(SCHEDULES),
         f"schedule knows {' and '.join(SCHEDULES)}, got {list(cfg.schedule)}",
     )
     require(cfg.methods and cfg.seeds, "methods and seeds must not be empty")
     for budget in cfg.budget:
         name = "minutes" if budget == "minutes" else "epochs"
-        require(
-            cfg[name] and min(cfg[name]) > 0, f"budget={budget} needs {name}=[...], all positive"
-        )
+        positive = cfg[name] and min(cfg[name]) > 0
+        require(positive, f"budget={budget} needs {name}=[...], all positive")
     require(
         cfg.evaluate_every is None or cfg.evaluate_every > 0,
         f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}",
     )
-    require(
-        not (cfg.ablate or "").startswith("evaluation"),
-        "ablate is for settings of the training; evaluation.probes, .views and .label_fractions take lists",
-    )
-    require(
-        bool(cfg.ablate) == bool(cfg["values"]),
-        "an ablation needs both: ablate=SETTING and values=[...]",
-    )
-    require(
-        all(
-            isinstance(value, (int, float)) and not isinstance(value, bool)
-            for value in cfg["values"]
-        ),
-        f"values must be numbers, got {list(cfg['values'])}",
-    )
     if "snapshot" in cfg.schedule:
-        require(
-            list(cfg.budget) == ["epochs"], "schedule=snapshot is of epochs: leave budget at epochs"
-        )
-        require(
-            all(epoch == int(epoch) for epoch in cfg.epochs),
-            "schedule=snapshot looks at whole epochs",
-        )
+        of_epochs = list(cfg.budget) == ["epochs"]
+        require(of_epochs, "schedule=snapshot is of epochs: leave budget at epochs")
+        whole = all(epoch == int(epoch) for epoch in cfg.epochs)
+        require(whole, "schedule=snapshot looks at whole epochs")
+
+    ablate, values = cfg.ablate or "", list(cfg["values"])
+    require(
+        not ablate.startswith("evaluation"),
+        "ablate is for settings of the training; "
+        "evaluation.probes, .views and .label_fractions take lists",
+    )
+    require(bool(ablate) == bool(values), "an ablation needs both: ablate=SETTING and values=[...]")
+    numbers = all(type(value) in (int, float) for value in values)
+    require(numbers, f"values must be numbers, got {values}")

@@ -1,4 +1,7 @@
-"""Features on images they were not trained on: checkpoints of one CIFAR probed on the other, and on their own (arXiv 2304.03977, tables 5 and 6)."""
+"""Features on images they were not trained on: checkpoints of one CIFAR, probed on both.
+
+These are tables 5 and 6 of arXiv 2304.03977.
+"""
 
 import json
 import sys
@@ -6,26 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.config import Probe, read_config
 from emp_plugin.errors import UserError
-from emp_plugin.studies.report import REFERENCE_STYLES, transfer_table
+from emp_plugin.studies.rows import REFERENCES
+from emp_plugin.studies.tables import transfer_table
 from emp_plugin.training.folder import versions, write_text
 from emp_plugin.training.probing import load_method, probe_checkpoint, probed_data
 
 DATASETS = ("cifar10", "cifar100")
 PROBES = "evaluation.probes=[linear,knn]"
-SETTINGS = "transfer.yaml"
+SETTINGS, ROWS, TABLE = "transfer.yaml", "transfer.csv", "transfer.md"
 
 
 def transfer(
     checkpoints: list[str], results: Path, config_path: str, config_name: str, overrides: list[str]
 ) -> None:
-    """Probe every checkpoint on both CIFARs, as ``main_linear`` and ``main_knn`` do, and write ``transfer.csv`` and ``transfer.md`` after each.
+    """Probe every checkpoint on both CIFARs, as ``main_linear`` and ``main_knn`` do.
 
-    Images are normalised, and patches cut, as the checkpoint was trained. Raw pixels and the untrained network come with the first checkpoint. Called
-    again with the same settings, it probes what has not been or was written since; checkpoints that are not named any more leave the table.
+    ``transfer.csv`` and ``transfer.md`` are written after each. Images are normalised, and patches
+    cut, as the checkpoint was trained. Raw pixels and the untrained network come with the first
+    checkpoint.
+
+    Called again with the same settings, it probes what has not been or was written since.
+    Checkpoints that are not named any more leave the table.
 
     Args:
         checkpoints: paths.
@@ -33,11 +41,12 @@ def transfer(
         config_path, config_name, overrides: as of ``main_linear``.
 
     Raises:
-        UserError: for no checkpoint, one that cannot be read (before anything is probed), or settings and data as ``main_linear``.
+        UserError: for no checkpoint, one that cannot be read (before anything is probed), or
+            settings and data as ``main_linear``.
     """
     if not checkpoints:
         raise UserError("name the checkpoints to probe: trained_models/emp/RUN/last.ckpt ...")
-    jobs = []
+    probes = []
     for path in checkpoints:
         run = load_method(path)[1]
         for dataset in DATASETS:
@@ -48,60 +57,65 @@ def transfer(
                 f"evaluation.references={path == checkpoints[0]}",
             ]
             probe = read_config(config_path, config_name, [*given, *overrides], Probe)
-            data = probed_data(run, probe)
-            about = {
-                "name": run.name,
-                "method": run.method,
-                "seed": run.seed,
-                "trained_on": run.data.dataset,
-                "dataset": dataset,
-                "checkpoint": path,
-                "modified": int(Path(path).expanduser().stat().st_mtime),
-                "holdout": data.holdout,
-                "fraction": data.fraction,
-            }
-            jobs.append((probe, about))
-    settings = OmegaConf.to_container(jobs[0][0])  # as resolved on this machine
+            probes.append((probe, _about(path, run, probe)))
+    settings = OmegaConf.to_container(probes[0][0])  # as resolved on this machine
     del settings["pretrained_feature_extractor"], settings["data"]["dataset"]
     before = _rows_before(results, settings)
-    parts = [_done(before, about, probe.evaluation.references) for probe, about in jobs]
+    parts = [_done(before, about, probe.evaluation.references) for probe, about in probes]
+
     results.mkdir(parents=True, exist_ok=True)
     if not before:
-        for name in ("transfer.csv", "transfer.md"):  # of other settings
+        for name in (ROWS, TABLE):  # of other settings
             (results / name).unlink(missing_ok=True)
-    write_text(
-        results / SETTINGS, OmegaConf.to_yaml({"command": " ".join(sys.argv), "probe": settings})
-    )
+    used = {"command": " ".join(sys.argv), "probe": settings}
+    write_text(results / SETTINGS, OmegaConf.to_yaml(used))
     write_text(results / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    for number, (probe, about) in enumerate(jobs):
-        print(
-            f"\n[{number + 1}/{len(jobs)}] {about['checkpoint']} on {about['dataset']}{': done' if parts[number] else ''}",
-            flush=True,
-        )
-        parts[number] = parts[number] or [about | row for row in probe_checkpoint(probe)]
+    for number, (probe, about) in enumerate(probes):
+        done = ": done" if parts[number] else ""
+        what = f"{about['checkpoint']} on {about['dataset']}"
+        print(f"\n[{number + 1}/{len(probes)}] {what}{done}", flush=True)
+        if not done:
+            parts[number] = [about | row for row in probe_checkpoint(probe)]
         table = pd.DataFrame([row for part in parts for row in part])
-        write_text(results / "transfer.csv", table.to_csv(index=False))
-        write_text(results / "transfer.md", transfer_table(table))
+        write_text(results / ROWS, table.to_csv(index=False))
+        write_text(results / TABLE, transfer_table(table))
     print(f"results: {results}")
+
+
+def _about(path: str, run: DictConfig, probe: DictConfig) -> dict[str, Any]:
+    """What all rows of a checkpoint on a dataset have in common."""
+    data = probed_data(run, probe)
+    return {
+        "name": run.name,
+        "method": run.method,
+        "seed": run.seed,
+        "trained_on": run.data.dataset,
+        "dataset": data.dataset,
+        "checkpoint": path,
+        "modified": int(Path(path).expanduser().stat().st_mtime),
+        "holdout": data.holdout,
+        "fraction": data.fraction,
+    }
 
 
 def _rows_before(results: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an earlier call with the same settings."""
-    if (
-        not (results / SETTINGS).exists()
-        or not (results / "transfer.csv").exists()
-        or OmegaConf.load(results / SETTINGS).get("probe") != settings
-    ):
+    if not (results / SETTINGS).exists() or not (results / ROWS).exists():
         return []
-    return pd.read_csv(results / "transfer.csv").to_dict("records")
+    if OmegaConf.load(results / SETTINGS).get("probe") != settings:
+        return []
+    return pd.read_csv(results / ROWS).to_dict("records")
 
 
 def _done(
     rows: list[dict[str, Any]], about: dict[str, Any], references: bool
 ) -> list[dict[str, Any]]:
-    """The rows of one checkpoint on one dataset, if all are there; of the references only where wanted."""
+    """The rows of one checkpoint on one dataset, or none if some are missing.
+
+    Those of the references are among them only where wanted.
+    """
     there = [row for row in rows if row.items() >= about.items()]
-    methods = [row for row in there if row["model"] not in REFERENCE_STYLES]
+    methods = [row for row in there if row["model"] not in REFERENCES]
     if not references:
         return methods
     return there if len(there) > len(methods) else []

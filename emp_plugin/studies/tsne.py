@@ -1,29 +1,35 @@
-"""t-SNE of the test images' features under several trained methods, side by side (arXiv 2304.03977, figures 5 and 8)."""
+"""t-SNE of test images' features under several trained methods, side by side.
+
+As figures 5 and 8 of arXiv 2304.03977.
+"""
 
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from sklearn.manifold import TSNE
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
-
-from emp_plugin.config import augmentations, check_whole_images  # noqa: E402
-from emp_plugin.data import ImageData, ImageFiles  # noqa: E402
-from emp_plugin.errors import UserError  # noqa: E402
-from emp_plugin.evaluation.features import extract_features, feature_function  # noqa: E402
-from emp_plugin.studies.report import LABELS, NAMES  # noqa: E402
-from emp_plugin.training.folder import write_text  # noqa: E402
+from emp_plugin.config import augmentations, check_whole_images
+from emp_plugin.data import ImageData, ImageFiles
+from emp_plugin.errors import UserError
+from emp_plugin.evaluation.features import extract_features, feature_function
+from emp_plugin.studies.titles import dataset_title, method_title
+from emp_plugin.training.folder import write_text
 from emp_plugin.training.lightning import epochs_begun
-from emp_plugin.training.pictures import save_figure  # noqa: E402
-from emp_plugin.training.probing import load_data, load_method  # noqa: E402
+from emp_plugin.training.pictures import save_figure
+from emp_plugin.training.probing import load_data, load_method
+
+matplotlib.use("Agg")  # files only, no window
 
 FEATURES = ("backbone", "embedding", "projection")
-# Paul Tol's muted scheme, which the colour-blind can tell apart; its tenth, a pale grey, is darker here; markers help
+# Paul Tol's muted scheme, which the colour-blind can tell apart; its tenth, a pale grey, is darker
+# here; markers help
 COLOURS = (
     "#CC6677",
     "#332288",
@@ -41,22 +47,22 @@ SEED = 0  # of the choice of images and of t-SNE
 
 
 class WithProjection(nn.Module):
-    """A method whose ``features`` are all of :data:`FEATURES`; one without an embedding layer (all but EMP) has its backbone's output there, and one
-    without a projector (DINO) no projection."""
+    """A method whose ``features`` are all of :data:`FEATURES`.
+
+    Without an embedding layer (all but EMP) the backbone's output stands in its place; without a
+    projector (DINO) there is no projection.
+    """
 
     def __init__(self, method: nn.Module):
         super().__init__()
         self.method = method
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        out = feature_function(self.method)(x)
-        embedding = out.get("embedding", out["backbone"])
-        projection = (
-            {"projection": self.method.projector(embedding)}
-            if hasattr(self.method, "projector")
-            else {}
-        )
-        return {"backbone": out["backbone"], "embedding": embedding, **projection}
+        out = dict(feature_function(self.method)(x))
+        embedding = out.setdefault("embedding", out["backbone"])
+        if hasattr(self.method, "projector"):
+            out["projection"] = self.method.projector(embedding)
+        return out
 
 
 def write_tsne(
@@ -67,7 +73,9 @@ def write_tsne(
     train_path: str | None,
     out: Path,
 ) -> None:
-    """Write ``<out>.csv`` (a row per checkpoint and image: ``panel, image, class, x, y``) and ``<out>.png``, a panel per checkpoint.
+    """Write ``<out>.csv`` and ``<out>.png``, which has a panel per checkpoint.
+
+    The CSV has a row per checkpoint and image: ``panel, image, class, x, y``.
 
     Args:
         checkpoints: of runs here, of any method, on one dataset.
@@ -78,24 +86,24 @@ def write_tsne(
         out: path without ending.
 
     Raises:
-        UserError: for a checkpoint or data that cannot be read, checkpoints of different datasets, or numbers that cannot work.
+        UserError: for a checkpoint or data that cannot be read, checkpoints of different datasets,
+            or numbers that cannot work.
     """
     if not 2 <= classes <= len(COLOURS):
         raise UserError(f"--classes must be 2 to {len(COLOURS)}, got {classes}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts, dataset, shown = [], None, None
+    panels, dataset, chosen = {}, None, None
     for path in checkpoints:
         method, cfg, contents = load_method(path)
-        if shown is None:
-            dataset, shown = (
-                cfg.data.dataset,
-                choose_images(_test_images(cfg.data, train_path), images, classes),
-            )
+        if chosen is None:
+            dataset = cfg.data.dataset
+            chosen = choose_images(_test_images(cfg.data, train_path), images, classes)
         if cfg.data.dataset != dataset:
             raise UserError(
-                f"{path} was trained on {cfg.data.dataset}, the first checkpoint on {dataset}: give those of one dataset"
+                f"{path} was trained on {cfg.data.dataset}, the first checkpoint on {dataset}: "
+                "give those of one dataset"
             )
-        data, places = shown
+        data, places = chosen
         check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
         made = extract_features(
             WithProjection(method).to(device),
@@ -106,26 +114,26 @@ def write_tsne(
         )
         if features not in made.features:
             raise UserError(f"{path}: {cfg.method} has no projector; choose --features backbone")
-        panel = f"{LABELS.get(cfg.method, cfg.method)}: {cfg.name}, epoch {epochs_begun(contents)}, step {contents['global_step']}, seed {cfg.seed}"
-        if panel in {part.panel[0] for part in parts}:
-            panel += f"\n{path}"
-        names = [data.classes[label] for label in data.targets]
-        part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).assign(
-            panel=panel, image=places, **{"class": names}
+        panel = (
+            f"{method_title(cfg.method)}: {cfg.name}, epoch {epochs_begun(contents)}, "
+            f"step {contents['global_step']}, seed {cfg.seed}"
         )
-        parts.append(part[["panel", "image", "class", "x", "y"]].round(4))
+        if panel in panels:
+            panel += f"\n{path}"
+        part = pd.DataFrame(embed(made.features[features]), columns=["x", "y"]).round(4)
+        part.insert(0, "panel", panel)
+        part.insert(1, "image", places)
+        part.insert(2, "class", [data.classes[label] for label in data.targets])
+        panels[panel] = part
         print(f"{path}: {len(data)} images", flush=True)
-    rows = pd.concat(parts)
+    rows = pd.concat(panels.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out.with_name(f"{out.name}.csv"), rows.to_csv(index=False))
-    draw_tsne(
-        rows,
-        f"t-SNE of {len(shown[0])} test images of {NAMES.get(dataset, dataset)}: {features}",
-        out.with_name(f"{out.name}.png"),
-    )
+    title = f"t-SNE of {len(data)} test images of {dataset_title(dataset)}: {features}"
+    draw_tsne(rows, title, out.with_name(f"{out.name}.png"))
 
 
-def _test_images(data, train_path: str | None) -> ImageData | ImageFiles:
+def _test_images(data: DictConfig, train_path: str | None) -> ImageData | ImageFiles:
     if train_path:
         data.train_path = train_path
     test = load_data(data)[1]
@@ -139,48 +147,52 @@ def _test_images(data, train_path: str | None) -> ImageData | ImageFiles:
 def choose_images(
     data: ImageData | ImageFiles, images: int, classes: int
 ) -> tuple[ImageData | ImageFiles, list[int]]:
-    """A fixed subset of ``images`` images of the first ``classes`` classes, every class in proportion, and their places in the dataset.
+    """A fixed subset of ``images`` images of the first ``classes`` classes, and their places.
+
+    Every class is there in proportion.
 
     Raises:
         UserError: for fewer images than a t-SNE can have of so many classes.
     """
     places = torch.nonzero(data.targets < classes).flatten()
     if images < len(places):
+        labels = data.targets[places]
         try:
-            places = (
-                train_test_split(
-                    places, train_size=images, stratify=data.targets[places], random_state=SEED
-                )[0]
-                .sort()
-                .values
+            chosen, _ = train_test_split(
+                places, train_size=images, stratify=labels, random_state=SEED
             )
         except ValueError as error:
             raise UserError(
                 f"--images={images} cannot be chosen from {len(places)} images: {error}"
             ) from error
+        places = chosen.sort().values
     return data.subset(places), places.tolist()
 
 
-def embed(features: Tensor):
+def embed(features: Tensor) -> np.ndarray:
     """Coordinates (N, 2) of features (N, f) by t-SNE; the same settings for every method."""
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    return TSNE(
-        perplexity=perplexity, metric="cosine", init="pca", learning_rate="auto", random_state=SEED
-    ).fit_transform(features.float().numpy())
+    tsne = TSNE(
+        perplexity=min(30.0, (len(features) - 1) / 3),
+        metric="cosine",
+        init="pca",
+        learning_rate="auto",
+        random_state=SEED,
+    )
+    return tsne.fit_transform(features.float().numpy())
 
 
 def draw_tsne(rows: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw the rows that :func:`write_tsne` leaves as CSV, one panel per ``panel``; classes have the same colours in all."""
-    panels, classes = list(dict.fromkeys(rows.panel)), sorted(rows["class"].unique(), key=str)
+    """Draw the rows of :func:`write_tsne`'s CSV; classes have the same colours in all panels."""
+    panels = list(rows.panel.unique())
+    classes = sorted(rows["class"].unique(), key=str)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(4 * columns, 4 * lines + 0.8), squeeze=False, layout="constrained"
     )
-    for axis in axes.flat:
+    for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels):
-        axis.set_axis_on()
         axis.set(title=panel, xticks=[], yticks=[])
         axis.title.set_fontsize(9)
         for number, name in enumerate(classes):

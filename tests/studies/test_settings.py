@@ -1,18 +1,13 @@
+"""Settings of a study: whose they are, which are refused, and those of the shipped studies."""
+
 import shlex
 
 import pytest
 from omegaconf import OmegaConf
 
 from emp_plugin.errors import UserError
-from emp_plugin.studies.plan import (
-    Job,
-    describe_length,
-    plan,
-    split_steps,
-    steps_for_passes,
-    views_per_image,
-)
-from emp_plugin.studies.run import evaluated
+from emp_plugin.studies.plan import plan
+from emp_plugin.studies.recipes import reference_inputs
 from emp_plugin.studies.settings import read_comparison
 from support import SCRIPTS
 
@@ -38,16 +33,13 @@ def test_shipped_comparisons_are_of_all_six(name, recipes, config):
     assert len(cfg.methods) == 6
     assert rest == []
     assert list(cfg.overrides) == ([f"data.dataset={name}"] if recipes == "cifar" else [])
-    assert {
-        config(f"{recipes}/{method}", *cfg.overrides).data.dataset for method in cfg.methods
-    } == {name}
+    read_recipes = [config(f"{recipes}/{method}", *cfg.overrides) for method in cfg.methods]
+    assert {recipe.data.dataset for recipe in read_recipes} == {name}
 
 
 def test_crop_and_grey_alone_stand_beside_the_whole_augmentation(config):
-    full, crop = (
-        OmegaConf.to_container(config(f"cifar/{job.method}"))
-        for job in plan(read("methods=[emp,emp_crop_grey]", name="cifar10")[0])
-    )
+    cfg, _ = read("methods=[emp,emp_crop_grey]", name="cifar10")
+    full, crop = (OmegaConf.to_container(config(f"cifar/{trial.method}")) for trial in plan(cfg))
     assert {key for key in full if full[key] != crop[key]} == {"name", "augmentations"}
     off = ("horizontal_flip", "color_jitter", "gaussian_blur", "solarization")
     assert crop["augmentations"] == [
@@ -58,8 +50,9 @@ def test_crop_and_grey_alone_stand_beside_the_whole_augmentation(config):
 @pytest.mark.parametrize("augmented", [False, True])
 def test_methods_with_the_same_crops_share_their_references(config, augmented):
     """Colours are a bag's only if it is augmented; VICReg's crops are larger."""
+    setting = f"evaluation.bag_augmented={augmented}"
     bags = {
-        name: evaluated(config(f"cifar/{name}", f"evaluation.bag_augmented={augmented}"), "bag")
+        name: reference_inputs(config(f"cifar/{name}", setting), "bag")
         for name in ("simclr", "swav", "byol", "ressl", "vicreg")
     }
     assert bags["simclr"] == bags["swav"]
@@ -112,53 +105,23 @@ def test_missing_file():
         read(name="imagenet")
 
 
-def test_plan_has_short_runs_first_and_methods_side_by_side():
-    jobs = plan(read("methods=[emp,byol]", "seeds=[0,1]", "epochs=[3,1]")[0])
-    assert [(job.length, job.seed, job.method) for job in jobs] == [
-        (length, seed, method) for length in (1, 3) for seed in (0, 1) for method in ("emp", "byol")
-    ]
-    jobs = plan(read("methods=[emp]", "epochs=[1,10]", "schedule=[fitted,snapshot]")[0])
-    assert jobs == [
-        Job("emp", 0, "snapshot", "epochs", 10, (1, 10)),
-        Job("emp", 0, "fitted", "epochs", 1, (1,)),
-        Job("emp", 0, "fitted", "epochs", 10, (10,)),
-    ]
-
-
-def test_plan_of_an_ablation():
-    jobs = plan(
-        read(
-            "methods=[emp]",
-            "ablate=data.num_patches",
-            "values=[2,5]",
-            "budget=[epochs,minutes]",
-            "minutes=2",
-            "epochs=1",
-        )[0]
-    )
-    assert [(job.budget, job.length, job.override) for job in jobs] == [
-        (budget, length, (f"data.num_patches={n}",))
-        for budget, length in (("epochs", 1), ("minutes", 2))
-        for n in (2, 5)
-    ]
-    assert str(jobs[1]) == "emp, data.num_patches=5, seed 0, 1 epoch, schedule fitted"
-
-
 @pytest.mark.parametrize("name", ["patches", "batch_size"])
 def test_the_shipped_ablations(name, config):
-    """What the script hands over, with a setting of the user's; every value gives a recipe that differs in that setting alone."""
-    *_, line = (SCRIPTS / "ablation" / f"{name}.sh").read_text().replace('"$@"', "").splitlines()
-    cfg, rest = read_comparison(
-        str(SCRIPTS / "ablation"), "cifar10", [*shlex.split(line), "optimizer.lr=0.1"]
-    )
+    """What the script hands over, with a setting of the user's.
+
+    Every value gives a recipe that differs in that setting alone.
+    """
+    script = (SCRIPTS / "ablation" / f"{name}.sh").read_text().replace('"$@"', "")
+    items = [*shlex.split(script.splitlines()[-1]), "optimizer.lr=0.1"]
+    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", items)
     assert rest == ["optimizer.lr=0.1"]
     assert cfg.results_dir == f"results/ablation-{cfg.ablate}"
     assert len(cfg["values"]) > 2
-    for job in plan(cfg):
-        recipe = config(f"{cfg.recipes}/{job.method}", *cfg.overrides, *job.override)
+    for trial in plan(cfg):
+        recipe = config(f"{cfg.recipes}/{trial.method}", *cfg.overrides, *trial.override)
         assert recipe.method == "emp"
         assert recipe.data.fraction == 0.2
-        assert OmegaConf.select(recipe, cfg.ablate) == float(job.override[0].split("=")[1])
+        assert OmegaConf.select(recipe, cfg.ablate) == float(trial.override[0].split("=")[1])
 
 
 def test_an_ablation_on_images_of_ones_own(config):
@@ -171,43 +134,13 @@ def test_an_ablation_on_images_of_ones_own(config):
         "methods=[emp]",
         "data.train_path=photos",
         "data.holdout=0.1",
+        "results_dir=results/patches-photos",
     ]
-    cfg, rest = read_comparison(
-        str(SCRIPTS / "ablation"), "cifar10", [*items, "results_dir=results/patches-photos"]
-    )
+    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", items)
     recipes = [
-        config(f"{cfg.recipes}/{job.method}", *cfg.overrides, *rest, *job.override)
-        for job in plan(cfg)
+        config(f"{cfg.recipes}/{trial.method}", *cfg.overrides, *rest, *trial.override)
+        for trial in plan(cfg)
     ]
     assert [
         (recipe.data.dataset, recipe.data.fraction, recipe.data.num_patches) for recipe in recipes
     ] == [("custom", -1, 2), ("custom", -1, 5)]
-
-
-@pytest.mark.parametrize("steps", [1, 7, 194.6, 195, 196, 390, 391, 1000, 12345])
-def test_split_steps_comes_near(steps):
-    epochs, limit = split_steps(steps, 195)
-    assert 1 <= limit <= 195
-    assert abs(epochs * limit - steps) <= epochs / 2 + 0.5
-    assert epochs == 1 or (epochs - 1) * 195 < steps + 1  # no more epochs than it takes
-
-
-def test_equal_passes(config):
-    emp, byol = config("cifar/emp"), config("cifar/byol")
-    assert (views_per_image(emp), views_per_image(byol)) == (20, 2)
-    steps = steps_for_passes(1, emp, byol, 50_000)
-    assert steps * 256 * 2 == pytest.approx(500 * 100 * 20)
-    assert steps_for_passes(1, emp, emp, 50_000) == 500
-
-
-@pytest.mark.parametrize(
-    ("budget", "length", "text"),
-    [
-        ("epochs", 1, "1 epoch"),
-        ("epochs", 0.5, "0.5 epochs"),
-        ("minutes", 5, "5 minutes of training"),
-        ("passes", 1, "1 epoch of EMP-SSL in backbone passes"),
-    ],
-)
-def test_lengths_in_words(budget, length, text):
-    assert describe_length(budget, length) == text

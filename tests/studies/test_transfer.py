@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from emp_plugin import main_transfer
 from emp_plugin.data import ImageData
 from emp_plugin.solo_learn import backbone_of
-from emp_plugin.studies.report import transfer_table
+from emp_plugin.studies.tables import transfer_table
 from emp_plugin.training.callbacks import CONFIG_KEY
 from emp_plugin.training.probing import fresh_method
 from support import SCRIPTS
@@ -54,6 +54,7 @@ def checkpoint(config, tmp_path):
 
 
 def run(results, *items):
+    """Exit status of the command line."""
     return main_transfer.main(
         [
             "--config-path",
@@ -72,9 +73,8 @@ def run(results, *items):
 def test_both_ways_with_the_normalisation_of_the_checkpoint(
     data, checkpoint, tmp_path, monkeypatch
 ):
-    simclr, method, cfg = checkpoint(
-        "cifar/simclr", "precision=32", "data.dataset=cifar100", "method_kwargs.proj_hidden_dim=16"
-    )
+    tiny = ("precision=32", "method_kwargs.proj_hidden_dim=16")
+    simclr, method, cfg = checkpoint("cifar/simclr", "data.dataset=cifar100", *tiny)
     emp, _, _ = checkpoint("cifar/emp", "precision=32", "method_kwargs.embedding_dim=16")
     probed, evaluation = [], import_module("emp_plugin.evaluation.evaluate")
     original = evaluation.knn_probe
@@ -86,50 +86,37 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(
     assert run(tmp_path / "out", simclr, emp, emp) == 0  # each once
 
     rows = pd.read_csv(tmp_path / "out" / "transfer.csv")
-    ways = rows[~rows.model.isin(["raw pixels", "untrained"])].drop_duplicates(
-        ["checkpoint", "dataset"]
-    )
+    reference = rows.model.isin(["raw pixels", "untrained"])
+    ways = rows[~reference].drop_duplicates(["checkpoint", "dataset"])
     assert [tuple(row) for row in ways[["name", "trained_on", "dataset"]].values] == [
         ("simclr-cifar100", "cifar100", "cifar10"),
         ("simclr-cifar100", "cifar100", "cifar100"),
         ("emp-cifar10", "cifar10", "cifar10"),
         ("emp-cifar10", "cifar10", "cifar100"),
     ]
-    assert set(
-        rows[rows.probe == "online linear"].apply(lambda row: row.trained_on == row.dataset, axis=1)
-    ) == {True}  # it knows no other classes
-    references = rows[rows.model.isin(["raw pixels", "untrained"])]
-    assert set(references.name) == {"simclr-cifar100"}
-    assert set(references.dataset) == {
-        "cifar10",
-        "cifar100",
-    }
+    online = rows[rows.probe == "online linear"]
+    assert len(online)
+    assert (online.trained_on == online.dataset).all()  # it knows no other classes
+    assert set(rows[reference].name) == {"simclr-cifar100"}
+    assert set(rows[reference].dataset) == {"cifar10", "cifar100"}
 
-    # features of CIFAR-10's images as the network of CIFAR-100 was trained: raw pixels come first, then the trained method
-    mean, std = (
-        torch.tensor(cfg.data.normalisation.cifar100[key]).view(3, 1, 1) for key in ("mean", "std")
-    )
+    # CIFAR-10's images as the network of CIFAR-100 was trained; raw pixels are probed before them
+    statistics = cfg.data.normalisation.cifar100
+    mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
+    images = (data["cifar10"][0].images / 255 - mean) / std
     with torch.inference_mode():
-        expected = backbone_of(method.eval())((data["cifar10"][0].images / 255 - mean) / std)
+        expected = backbone_of(method.eval())(images)
     torch.testing.assert_close(probed[1], expected, atol=1e-4, rtol=1e-4)
 
-    text = (tmp_path / "out" / "transfer.md").read_text()
-    cell = rows[
-        (rows.name == "emp-cifar10")
-        & (rows.dataset == "cifar100")
-        & (rows.features == "embedding")
-        & (rows.probe == "knn")
-    ].top1.iloc[0]
-    tables = text.split("## ")
-    assert tables[1].startswith("CIFAR-10\n")
-    assert tables[2].startswith("CIFAR-100\n")
-    (line,) = [
-        line
-        for line in tables[2].splitlines()
-        if line.startswith("| emp-cifar10 | CIFAR-10 | 5 | embedding |")
-    ]
-    assert line.endswith(f"| {cell:.2f} |")
-    assert "| raw pixels |  |  | pixels |" in tables[1]
+    knn = rows[(rows.name == "emp-cifar10") & (rows.dataset == "cifar100") & (rows.probe == "knn")]
+    top1 = knn[knn.features == "embedding"].top1.iloc[0]
+    _, cifar10, cifar100 = (tmp_path / "out" / "transfer.md").read_text().split("## ")
+    assert cifar10.startswith("CIFAR-10\n")
+    assert cifar100.startswith("CIFAR-100\n")
+    start = "| emp-cifar10 | CIFAR-10 | 5 | embedding |"
+    (line,) = [line for line in cifar100.splitlines() if line.startswith(start)]
+    assert line.endswith(f"| {top1:.2f} |")
+    assert "| raw pixels |  |  | pixels |" in cifar10
 
 
 def test_what_was_probed_is_not_probed_again(data, checkpoint, tmp_path, monkeypatch):
@@ -151,30 +138,28 @@ def test_what_was_probed_is_not_probed_again(data, checkpoint, tmp_path, monkeyp
     assert probed.pop(0) == (first, "cifar10")
     assert run(out, first, second) == 0
     assert probed == [(first, "cifar100"), (second, "cifar10"), (second, "cifar100")]
-    rows, lines = pd.read_csv(out / "transfer.csv"), (out / "transfer.md").read_text().splitlines()
-    assert len(rows) == len(
-        rows.drop_duplicates(["checkpoint", "dataset", "model", "features", "view", "probe"])
-    )
+    rows = pd.read_csv(out / "transfer.csv")
+    assert not rows.duplicated(
+        ["checkpoint", "dataset", "model", "features", "view", "probe"]
+    ).any()
+    lines = (out / "transfer.md").read_text().splitlines()
     assert sum("| b |" in line for line in lines) == 4
 
     probed.clear()
     assert run(out, second) == 0
-    assert [name for _, name in probed] == [
-        "cifar10",
-        "cifar100",
-    ]
+    assert [name for _, name in probed] == ["cifar10", "cifar100"]
     assert not any("| a |" in line for line in (out / "transfer.md").read_text().splitlines())
+
     probed.clear()
     os.utime(second, (0, 0))  # written again
     assert run(out, second) == 0
     assert len(probed) == 2
+
+    probed[:] = 3 * [None]
+    other = "evaluation.linear.lr=0.1"
+    assert run(out, second, other)  # interrupted before any row of the new settings
     probed.clear()
-    probed += 3 * [None]
-    assert run(
-        out, second, "evaluation.linear.lr=0.1"
-    )  # interrupted before any row of the new settings
-    probed.clear()
-    assert run(out, second, "evaluation.linear.lr=0.1") == 0
+    assert run(out, second, other) == 0
     assert len(probed) == 2
 
 

@@ -29,47 +29,20 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
+    """Of EMP-SSL and of SimCLR."""
     folder = tmp_path_factory.mktemp("runs")
-    for method, settings in (
-        ("emp", ["data.num_patches=2", "method_kwargs.embedding_dim=24"]),
-        ("simclr", []),
-    ):
-        assert (
-            main_pretrain.main(
-                [
-                    "--config-path",
-                    str(SCRIPTS / "pretrain"),
-                    "--config-name",
-                    f"digits/{method}",
-                    *TINY,
-                    *settings,
-                    f"checkpoint.dir={folder}",
-                ]
-            )
-            == 0
-        )
-    return [str(next(folder.glob(f"{method}/*/last.ckpt"))) for method in ("emp", "simclr")]
+    recipes = {"emp": ["data.num_patches=2", "method_kwargs.embedding_dim=24"], "simclr": []}
+    for method, settings in recipes.items():
+        recipe = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"digits/{method}"]
+        place = f"checkpoint.dir={folder}"
+        assert main_pretrain.main([*recipe, *TINY, *settings, place]) == 0
+    return [str(next(folder.glob(f"{method}/*/last.ckpt"))) for method in recipes]
 
 
 def test_a_panel_for_each_checkpoint_of_the_same_images(checkpoints, digits, tmp_path, capsys):
     out = tmp_path / "new" / "it-0.5"
-    assert (
-        main_tsne.main(
-            [
-                *checkpoints,
-                checkpoints[0],
-                "--features",
-                "projection",
-                "--images",
-                "40",
-                "--classes",
-                "4",
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    arguments = ["--features", "projection", "--images", "40", "--classes", "4", "--out", str(out)]
+    assert main_tsne.main([*checkpoints, checkpoints[0], *arguments]) == 0
     assert "it-0.5.png" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "new" / "it-0.5.csv")
     emp, simclr, again = (rows[rows.panel == panel].reset_index() for panel in rows.panel.unique())
@@ -77,9 +50,8 @@ def test_a_panel_for_each_checkpoint_of_the_same_images(checkpoints, digits, tmp
     assert simclr.panel[0].startswith("SimCLR")
     assert emp.image.tolist() == simclr.image.tolist()
     assert emp["class"].tolist() == digits[1].targets[emp.image.tolist()].tolist()
-    assert emp["class"].value_counts().to_dict() == pytest.approx(
-        dict.fromkeys(range(4), 10), abs=1
-    )
+    counts = emp["class"].value_counts().to_dict()
+    assert counts == pytest.approx(dict.fromkeys(range(4), 10), abs=1)
     assert emp[["x", "y"]].equals(again[["x", "y"]])
     assert not emp[["x", "y"]].equals(simclr[["x", "y"]])
     drawn = Image.open(tmp_path / "new" / "it-0.5.png")

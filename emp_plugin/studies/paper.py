@@ -1,0 +1,101 @@
+"""The figures of arXiv 2304.03977, and which of our rows they may stand beside."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from emp_plugin.config import read_config
+from emp_plugin.studies.recipes import global_batch
+from emp_plugin.studies.titles import METHODS
+
+HERE = Path(__file__).parent
+SETTINGS = (
+    "backbone",
+    "method_kwargs",
+    "momentum",
+    "augmentations",
+    "optimizer",
+    "scheduler",
+    "accumulate_grad_batches",
+)
+
+
+def paper_figures(dataset: str, name: str) -> pd.DataFrame:
+    """The rows of paper.csv of a method, as it is called there."""
+    paper = pd.read_csv(HERE / "paper.csv")
+    return paper[(paper.dataset == dataset) & (paper.method == name)]
+
+
+def paper_minutes(datasets: set[str]) -> pd.DataFrame:
+    """The rows of paper_minutes.csv of these datasets."""
+    paper = pd.read_csv(HERE / "paper_minutes.csv")
+    return paper[paper.dataset.isin(datasets)]
+
+
+def paper_figure(row: pd.Series) -> str:
+    """The paper's top-1 accuracy of the same method, linear probe and epochs, or "".
+
+    The schedule is the same, or one that the paper does not state; the figure then has a mark.
+    """
+    same = paper_figures(row.dataset, row.paper)
+    same = same[(same.epochs - row.epoch).abs() < 0.01]
+    for schedule, mark in ((row.schedule, ""), ("not stated", "\\*")):
+        found = same[same.schedule == schedule]
+        if len(found):
+            return f"{found.top1.iloc[0]:.1f}{mark}"
+    return ""
+
+
+def papers_cell(row: pd.Series) -> tuple[str, str]:
+    """The features and the view that the paper probes of a row's method."""
+    if row.paper.startswith("EMP"):
+        return "embedding", "bag of 128 augmented"
+    return "backbone", "whole"
+
+
+def in_papers_cell(row: pd.Series) -> bool:
+    """Whether the paper's figure of a row's method may stand beside it."""
+    same = (row.features, row.view) == papers_cell(row)
+    return row.paper != "" and row.labels == 1 and same
+
+
+def paper_name(recipe: DictConfig, folder: Path) -> str:
+    """The name in paper.csv of what a recipe trains, or "".
+
+    It is empty where the paper has no such run: on a part of the data, or with settings (the linear
+    probe's included) other than those shipped for the method, the dataset, the number of patches
+    and the length.
+
+    Args:
+        recipe: of the run.
+        folder: of the shipped recipes, such as ``scripts/pretrain/cifar``.
+    """
+    data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
+    name = METHODS.get(recipe.method, "")
+    if recipe.method == "emp":
+        name = f"EMP-SSL {data.num_patches} patches"
+    whole = data.fraction in (-1, 1) and not data.holdout
+    if not whole or paper_figures(data.dataset, name).empty or not shipped.is_file():
+        return ""
+    same = [
+        f"data.dataset={data.dataset}",
+        f"data.num_patches={data.num_patches}",
+        f"max_epochs={recipe.max_epochs}",
+    ]
+    published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}", same)
+    return name if _settings(recipe) == _settings(published) else ""
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """What has to be the paper's.
+
+    How many devices share a batch, and in how many chunks patches are projected, is the machine's
+    concern.
+    """
+    given = OmegaConf.to_container(cfg)
+    settings = {key: given[key] for key in SETTINGS if key in given}
+    settings["optimizer"]["batch_size"] = global_batch(cfg)
+    settings["method_kwargs"].pop("patch_chunk", None)
+    return settings | {"linear probe": given["evaluation"]["linear"]}

@@ -1,0 +1,114 @@
+"""The recipes of a study, and how much of the data one step and one epoch of them take."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from emp_plugin.config import augmentations, read_config
+from emp_plugin.data import load_dataset
+from emp_plugin.solo_learn import processes
+from emp_plugin.studies.plan import Trial, TrialFailed
+
+VIEWS = ("whole", "bag")
+
+
+class Recipes:
+    """The recipes of a study with its overrides.
+
+    Args:
+        root: folder that holds the groups of recipes, ``scripts/pretrain``.
+        group: the folder in it that the study takes its recipes from, such as ``cifar``.
+        overrides: of all recipes; ``<method>.key=value`` is of that method alone.
+    """
+
+    def __init__(self, root: Path, group: str, overrides: list[str]):
+        self.root, self.group, self.overrides = root, group, overrides
+        self._read: dict[tuple[str, tuple[str, ...]], DictConfig] = {}
+        self._images: dict[tuple[Any, ...], int] = {}
+
+    def read(self, method: str, overrides: tuple[str, ...] = ()) -> DictConfig:
+        """A recipe with the study's overrides and these."""
+        key = method, overrides
+        if key not in self._read:
+            items = [*self.overrides_of(method), *overrides]
+            self._read[key] = read_config(str(self.root), f"{self.group}/{method}", items)
+        return self._read[key]
+
+    def of(self, trial: Trial) -> DictConfig:
+        """A trial's recipe, of the length that it is shipped with."""
+        return self.read(trial.method, trial.override)
+
+    def overrides_of(self, method: str) -> list[str]:
+        """The study's overrides of this method; its own come last and so win."""
+        methods = tuple(f"{path.stem}." for path in (self.root / self.group).glob("*.yaml"))
+        general = [item for item in self.overrides if not item.startswith(methods)]
+        own = [item for item in self.overrides if item.startswith(f"{method}.")]
+        return general + [item.removeprefix(f"{method}.") for item in own]
+
+    def images(self, recipe: DictConfig) -> int:
+        """Training images; they are counted once for all recipes that take the same ones."""
+        names = ("dataset", "train_path", "holdout", "fraction", "val_path", "image_size")
+        data = tuple(recipe.data[name] for name in names)
+        if data not in self._images:
+            self._images[data] = len(load_dataset(*data)[0])
+        return self._images[data]
+
+    def steps_per_epoch(self, trial: Trial) -> int:
+        """Steps in one epoch of a trial's recipe.
+
+        Raises:
+            TrialFailed: if there are fewer images than a batch has.
+        """
+        recipe = self.of(trial)
+        images, batch = self.images(recipe), global_batch(recipe)
+        if images < batch:
+            raise TrialFailed(
+                f"a batch has {batch} images, but there are only {images} to train on; "
+                f"set {trial.method}.optimizer.batch_size"
+            )
+        return images // batch
+
+
+def global_batch(recipe: DictConfig) -> int:
+    """Images in one step, of all devices together."""
+    return recipe.optimizer.batch_size * processes(recipe)
+
+
+def views_per_image(recipe: DictConfig) -> int:
+    """Views (patches) of an image in one step; momentum networks' passes are not counted."""
+    return sum(view.num_patches for view in augmentations(recipe))
+
+
+def resolved(recipe: DictConfig) -> str:
+    """What counts in epochs, as it stands in this run: for the user to see."""
+    settings = {"max_epochs": recipe.max_epochs}
+    if recipe.get("limit_train_batches") is not None:
+        settings["limit_train_batches"] = recipe.limit_train_batches
+    settings["scheduler.warmup_epochs"] = recipe.scheduler.warmup_epochs
+    for key, value in recipe.method_kwargs.items():
+        if "epoch" in key:
+            settings[f"method_kwargs.{key}"] = value
+    return ", ".join(f"{key}={value:g}" for key, value in settings.items())
+
+
+def shared_inputs(recipes: Recipes, trials: list[Trial]) -> dict[Trial, dict[str, str]]:
+    """By trial and view, the first trial whose raw pixels and untrained network are the same."""
+    shared = {trial: {} for trial in trials}
+    for view in VIEWS:
+        inputs = [reference_inputs(recipes.of(trial), view) for trial in trials]
+        for trial, own in zip(trials, inputs):
+            first = trials[inputs.index(own)]
+            shared[trial][view] = " ".join((first.method, *first.override))
+    return shared
+
+
+def reference_inputs(recipe: DictConfig, view: str) -> tuple[Any, ...]:
+    """What the features of raw pixels and of an untrained network depend on, besides the seed."""
+    patches = augmentations(recipe)[0].with_patches(1)
+    if view == "whole":
+        images = patches.mean, patches.std
+    else:
+        images = patches if recipe.evaluation.bag_augmented else patches.plain()
+    data = (recipe.data[key] for key in ("dataset", "holdout", "fraction"))
+    return images, recipe.backbone, *data
