@@ -1,7 +1,8 @@
 """How a batch reaches the model: uint8 images travel once, views are made where the model is.
 
-The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn for the global batch and then
-sliced, so that a resumed run, or one spread over processes, sees exactly the images and patches of an uninterrupted single process.
+The order of the images and every augmentation depend on (seed, epoch, step) alone. Both are drawn
+for the global batch and then sliced. So a resumed run, or one spread over processes, sees exactly
+the images and patches of an uninterrupted single process.
 """
 
 import signal
@@ -37,22 +38,24 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What travels to the device: a step, its uint8 images (b, 3, H, W), or a list of views if those are made already, and labels (b,)."""
+    """What travels to the device."""
 
     step: Step
-    images: Tensor | list[Tensor]
-    targets: Tensor
+    images: Tensor | list[Tensor]  # uint8 (b, 3, H, W); or the views, if they are made already
+    targets: Tensor  # (b,)
 
 
 class StepSampler:
-    """Yields the :class:`Step` objects of one epoch, beginning where ``position()`` says training stands.
+    """The steps of one epoch, from where ``position()`` says training stands.
 
     Args:
-        num_images: size of the training set; an incomplete last batch is dropped, as in the published code.
+        num_images: size of the training set. An incomplete last batch is dropped, as in the
+            published code.
         batch_size: images per step of one process.
         seed: seed of the order.
         position: returns (epoch, step) of the next batch; read when an iteration begins.
-        rank, world_size: this process and their number; each takes its own slice of every global batch.
+        rank: number of this process. Each takes its own slice of every global batch.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -64,12 +67,8 @@ class StepSampler:
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.num_images, self.batch_size, self.seed, self.position = (
-            num_images,
-            batch_size,
-            seed,
-            position,
-        )
+        self.num_images, self.batch_size = num_images, batch_size
+        self.seed, self.position = seed, position
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -80,10 +79,8 @@ class StepSampler:
         order = torch.randperm(self.num_images, generator=generator(self.seed, ORDER, epoch))
         start = self.rank * self.batch_size
         for step in range(first, len(self)):
-            batch = order[step * self.batch_size * self.world_size :][
-                start : start + self.batch_size
-            ]
-            yield Step(epoch, step, start, batch)
+            mine = step * self.batch_size * self.world_size + start
+            yield Step(epoch, step, start, order[mine : mine + self.batch_size])
 
 
 class StepDataset(Dataset):
@@ -135,23 +132,27 @@ def in_order(
 
 
 def ignore_signals(worker: int) -> None:
-    """A signal to all processes of a job is the main process's to answer; it ends its workers itself."""
+    """Leave a signal to all processes of a job to the main process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def as_it_is(batch: T) -> T:
-    """The datasets fetch whole batches: nothing to collate."""
+    """Collate nothing: the datasets fetch whole batches."""
     return batch
 
 
 def make_views(
     views: list[BatchMultiPatch], images: Tensor, step: Step, seed: int, global_batch: int
 ) -> list[Tensor]:
-    """The views of one step's images, (n, b, 3, s, s) per augmentation: drawn for the global batch, then sliced to this process's images."""
+    """The views of one step's images, (n, b, 3, s, s) per augmentation.
+
+    They are drawn for the global batch, then sliced to the images of this process.
+    """
     draws = generator(seed, VIEWS, step.epoch, step.step)
     mine = slice(step.start, step.start + len(images))
-    return [
-        view.make(images, view.sample(global_batch, *images.shape[-2:], draws).select(images=mine))
-        for view in views
-    ]
+    made = []
+    for view in views:
+        drawn = view.sample(global_batch, *images.shape[-2:], draws)
+        made.append(view.make(images, drawn.select(images=mine)))
+    return made

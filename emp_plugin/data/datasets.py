@@ -1,4 +1,4 @@
-"""Where images come from: a dataset's name and a path -> images in memory as uint8."""
+"""Where images come from: a dataset's name and a path -> uint8 images, in memory or on disk."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +24,7 @@ from emp_plugin.data.files import (
 from emp_plugin.errors import UserError
 
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-# None: whatever the folder holds
-NUM_CLASSES = {
+NUM_CLASSES = {  # None: whatever the folder holds
     "digits": 10,
     "cifar10": 10,
     "cifar100": 100,
@@ -33,31 +32,28 @@ NUM_CLASSES = {
     "imagenet100": 100,
     "custom": None,
 }
-IMAGE_SIZE = {
+IMAGE_SIZE = {  # pixels
     "digits": 32,
     "cifar10": 32,
     "cifar100": 32,
     "tiny-imagenet": 64,
     "imagenet100": 224,
     "custom": 224,
-}  # pixels
-RESIZABLE = (
-    "digits",
-    "imagenet100",
-    "custom",
-)  # to data.image_size; the last two are streamed from disk
+}
+RESIZABLE = ("digits", "imagenet100", "custom")  # to data.image_size
 SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
 UNLABELLED = ["unlabelled"]  # the one class of a folder without classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
+NEEDS_NO_DOWNLOAD = "`bash scripts/pretrain/digits/emp.sh` needs no download."
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images in memory: ``images`` uint8 (N, 3, H, W), ``targets`` int64 (N,), and the names of the classes."""
+    """Images in memory, with their labels."""
 
-    images: Tensor
-    targets: Tensor
-    classes: list[str]
+    images: Tensor  # uint8 (N, 3, H, W)
+    targets: Tensor  # int64 (N,)
+    classes: list[str]  # their names
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,53 +76,57 @@ def load_dataset(
     val_path: str | None = None,
     image_size: int | None = None,
 ) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
-    """Load the training and the evaluation images of a dataset; the second is None for images without labels.
+    """Load the training and the evaluation images of a dataset.
 
     Args:
-        name: ``digits`` (scikit-learn's, needs no files), ``cifar10``, ``cifar100``, ``tiny-imagenet`` (in memory), ``imagenet100`` or
-            ``custom`` (decoded when a step asks for them).
-        train_path: CIFAR: torchvision's layout or ``train/<class>/*`` and ``test/<class>/*``; downloaded into if empty. Tiny ImageNet: the folder
-            as distributed. ImageNet-100: ImageNet's, with ``train/<wnid>/*`` and ``val/<wnid>/*``, of which 100 classes are read.
+        name: ``digits`` (scikit-learn's, needs no files), ``cifar10``, ``cifar100`` or
+            ``tiny-imagenet`` (all in memory), ``imagenet100`` or ``custom`` (decoded when a step
+            asks for them).
+        train_path: where the images are.
+            CIFAR: torchvision's layout, or ``train/<class>/*`` and ``test/<class>/*``; if empty,
+            the dataset is downloaded into it.
+            Tiny ImageNet: the folder as distributed.
+            ImageNet-100: ImageNet's ``train/<wnid>/*`` and ``val/<wnid>/*``, of which 100 classes
+            are read.
             Custom: a folder of class folders, or of images without labels.
-        holdout: if positive, evaluate on this fraction of the training images (stratified, taken out of training) instead of the
-            test images: for choosing settings without looking at the test set.
+        holdout: if positive, evaluate on this fraction of the training images instead of the test
+            images: for choosing settings without looking at the test set. It is stratified, and
+            taken out of training.
         fraction: if positive, keep only this (stratified) fraction of the training images.
         val_path: custom: class folders to evaluate on.
-        image_size: ``digits``, ``imagenet100`` and ``custom``: side in pixels that every image is resized to; None: 32, 224 and 224.
+        image_size: ``digits``, ``imagenet100`` and ``custom``: side in pixels that every image is
+            resized to; None: 32, 224 and 224.
+
+    Returns:
+        Training and evaluation images; the latter None if the images have no labels.
 
     Raises:
         UserError: for an unknown name, missing or broken files, or fractions outside (0, 1).
     """
     if name not in NUM_CLASSES:
         raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
+    size = image_size or IMAGE_SIZE[name]
     if name == "digits":
-        train, test = _digits(image_size or IMAGE_SIZE[name])
+        train, test = _digits(size)
     elif not train_path:
-        raise UserError(
-            f"data.train_path is not set; {name} needs a folder to read from"
-            + (" or to download into" if name in CIFAR else "")
-        )
+        download = " or to download into" if name in CIFAR else ""
+        raise UserError(f"data.train_path is not set; {name} needs a folder to read from{download}")
     else:
-        root, size = Path(train_path).expanduser(), image_size or IMAGE_SIZE[name]
+        root = Path(train_path).expanduser()
         if name in CIFAR:
             train, test = _cifar(name, root)
         elif name == "tiny-imagenet":
             train, test = _tiny_imagenet(root, size)
         elif name == "imagenet100":
-            classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
-            train, test = (
-                list_folder(root / "train", size, classes),
-                list_folder(root / "val", size, classes),
-            )
+            train, test = _imagenet100(root, size)
         else:
-            train, test = _custom(
-                root, Path(val_path).expanduser() if val_path else None, size, holdout
-            )
+            val_root = Path(val_path).expanduser() if val_path else None
+            train, test = _custom(root, val_root, size, holdout)
     if holdout:
         train, test = _stratified_split(train, holdout, "data.holdout")
     if fraction > 0 and fraction != 1:
         _, train = _stratified_split(train, fraction, "data.fraction")
-    if name == "tiny-imagenet":
+    if name == "tiny-imagenet":  # read after the splits, so that nothing is decoded in vain
         train, test = (
             ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes)
             for split, files in (("train", train), ("val", test))
@@ -135,7 +135,7 @@ def load_dataset(
 
 
 def count_classes(name: str, train_path: str | None) -> int:
-    """Number of classes of a dataset, of which ``custom`` is the only one that is looked at; 1 without labels."""
+    """Number of classes of a dataset; 1 without labels. Only ``custom`` is looked at on disk."""
     if NUM_CLASSES[name] is not None:
         return NUM_CLASSES[name]
     root = Path(train_path or ".").expanduser()
@@ -145,7 +145,11 @@ def count_classes(name: str, train_path: str | None) -> int:
 def _stratified_split(
     data: ImageData, fraction: float, setting: str
 ) -> tuple[ImageData, ImageData]:
-    """Split off ``fraction`` of the images, every class in proportion; order within each part is the original one."""
+    """Split off ``fraction`` of the images, every class in proportion; both parts keep the order.
+
+    Returns:
+        The rest, and the part.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"{setting} must be between 0 and 1, got {fraction}")
     try:
@@ -157,44 +161,45 @@ def _stratified_split(
         )
     except ValueError as error:
         raise UserError(
-            f"{setting}={fraction} cannot split {len(data)} images into {len(data.classes)} classes: {error}"
+            f"{setting}={fraction} cannot split {len(data)} images "
+            f"into {len(data.classes)} classes: {error}"
         ) from error
     return data.subset(np.sort(rest)), data.subset(np.sort(part))
 
 
 def _digits(size: int) -> tuple[ImageData, ImageData]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size; a fifth is the test set."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size.
+
+    A fifth is the test set.
+    """
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = (
-        F.interpolate(grey, size=size, mode="bilinear")
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        .expand(-1, 3, -1, -1)
-        .contiguous()
-    )
-    return _stratified_split(
-        ImageData(
-            images, torch.from_numpy(digits.target).long(), [str(c) for c in digits.target_names]
-        ),
-        0.2,
-        "test",
-    )
+    resized = F.interpolate(grey, size=size, mode="bilinear").round().clamp(0, 255)
+    images = resized.to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    targets = torch.from_numpy(digits.target).long()
+    classes = [str(name) for name in digits.target_names]
+    return _stratified_split(ImageData(images, targets, classes), 0.2, "test")
 
 
 def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     if not (root / "train").is_dir():
         raise UserError(
-            f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set "
-            f"data.train_path to its folder tiny-imagenet-200. `bash scripts/pretrain/digits/emp.sh` needs no download."
+            f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip "
+            "(http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set data.train_path to its "
+            f"folder tiny-imagenet-200. {NEEDS_NO_DOWNLOAD}"
         )
     train, test = list_tiny_imagenet(root, size)
     if len(train.classes) != NUM_CLASSES["tiny-imagenet"]:
         raise UserError(
-            f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has {NUM_CLASSES['tiny-imagenet']} classes; "
-            f"for a part of it set data.dataset=custom"
+            f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has "
+            f"{NUM_CLASSES['tiny-imagenet']} classes; for a part of it set data.dataset=custom"
         )
+    return train, test
+
+
+def _imagenet100(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+    classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
+    train, test = (list_folder(root / split, size, classes) for split in ("train", "val"))
     return train, test
 
 
@@ -204,25 +209,34 @@ def _custom(
     if _is_flat(root):
         if holdout or evaluation:
             raise UserError(
-                f"images lie in {root} itself, so they are without labels and nothing can be evaluated: leave data.holdout and data.val_path out, "
+                f"images lie in {root} itself, so they are without labels and nothing can be "
+                "evaluated: leave data.holdout and data.val_path out, "
                 "or move them into class folders"
             )
         return list_flat(root, size, UNLABELLED), None
     train = list_folder(root, size)
     if "train" in train.classes and set(train.classes) <= SPLITS:
         raise UserError(
-            f"{root} holds {' and '.join(train.classes)}, no class folders: set data.train_path={root / 'train'}, and data.val_path likewise"
+            f"{root} holds {' and '.join(train.classes)}, no class folders: "
+            f"set data.train_path={root / 'train'}, and data.val_path likewise"
         )
     test = list_folder(evaluation, size) if evaluation else None
     if test is None and not holdout:
         raise UserError(
-            "data.dataset=custom: set data.val_path to class folders to evaluate on, or data.holdout=0.1 to take a tenth of the training images"
+            "data.dataset=custom: set data.val_path to class folders to evaluate on, "
+            "or data.holdout=0.1 to take a tenth of the training images"
         )
-    if test and test.classes != train.classes:
-        raise UserError(
-            f"{evaluation} and {root} have different class folders: {', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}"
-        )
+    if test:
+        _require_same_classes(train, test, f"{evaluation} and {root}")
     return train, test
+
+
+def _require_same_classes(
+    train: ImageData | ImageFiles, test: ImageData | ImageFiles, folders: str
+) -> None:
+    different = sorted(set(train.classes) ^ set(test.classes))
+    if different:
+        raise UserError(f"{folders} have different class folders: {', '.join(different[:5])}")
 
 
 def _is_flat(root: Path) -> bool:
@@ -239,12 +253,14 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
     except RuntimeError:  # torchvision: not found, or its checksum differs
         try:
             splits = [dataset(str(root), train=train, download=True) for train in (True, False)]
-        except Exception as error:  # whatever the download raised (no network, no room, broken archive), the advice is the same
+        # no network, no space, a broken archive: the advice is the same
+        except Exception as error:
             raise UserError(
-                f"no {name} in {root.resolve()} and the download failed ({type(error).__name__}: {error}).\n"
-                f"Looked for torchvision's folder {root / dataset.base_folder} and for {root / 'train'}/<class>/*.\n"
-                f"Put either there, or point data.train_path=DIR at it. "
-                f"`bash scripts/pretrain/digits/emp.sh` needs no download."
+                f"no {name} in {root.resolve()} and the download failed "
+                f"({type(error).__name__}: {error}).\n"
+                f"Looked for torchvision's folder {root / dataset.base_folder} "
+                f"and for {root / 'train'}/<class>/*.\n"
+                f"Put either there, or point data.train_path=DIR at it. {NEEDS_NO_DOWNLOAD}"
             ) from error
     return tuple(
         ImageData(
@@ -259,36 +275,32 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
 def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
     """``root/train/<class>/*`` and ``root/test/<class>/*``, any image format that Pillow reads.
 
-    Grey, 16-bit grey, palette and CMYK images become RGB, transparency is dropped. Images that cannot be read whole, or are of
-    another size than the dataset's, are refused by their path: nothing is skipped, so that all runs see the same images.
+    Nothing is skipped, so that all runs see the same images: the first that cannot be read whole,
+    or is of another size than the dataset's, is refused by its path.
     """
     train, test = (_read_folder(root / split, IMAGE_SIZE[name]) for split in ("train", "test"))
-    if train.classes != test.classes:
-        raise UserError(
-            f"{root}: train/ and test/ have different class folders: "
-            f"{', '.join(sorted(set(train.classes) ^ set(test.classes))[:5])}"
-        )
+    _require_same_classes(train, test, f"{root}: train/ and test/")
     if len(train.classes) != NUM_CLASSES[name]:
         raise UserError(
-            f"{root}: {len(train.classes)} class folders, but {name} has {NUM_CLASSES[name]} classes"
+            f"{root}: {len(train.classes)} class folders, "
+            f"but {name} has {NUM_CLASSES[name]} classes"
         )
     return train, test
 
 
 def _read_folder(folder: Path, size: int) -> ImageData:
+    known = Image.registered_extensions()
     try:
         listing = ImageFolder(
-            str(folder),
-            is_valid_file=lambda path: Path(path).suffix.lower() in Image.registered_extensions(),
+            str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in known
         )
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
     images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)
     for i, (path, _) in enumerate(listing.samples):
         pixels = np.array(open_image(path))
-        if pixels.shape != (size, size, 3):
-            raise UserError(
-                f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}"
-            )
+        height, width, _ = pixels.shape
+        if (height, width) != (size, size):
+            raise UserError(f"{path}: {width}x{height} pixels, expected {size}x{size}")
         images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
     return ImageData(images, torch.tensor(listing.targets), listing.classes)

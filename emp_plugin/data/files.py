@@ -1,4 +1,4 @@
-"""Images on disk: listed once, decoded when a step asks for them, each to a square of the same size."""
+"""Images on disk: listed once, decoded when a step asks for them, to squares of one size."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -17,7 +17,10 @@ from emp_plugin.errors import UserError
 
 
 def no_marks() -> Tensor:
-    """(process, 1 + index) of what each worker is reading, in memory that the main process sees when one is killed; 0: nothing."""
+    """(process, 1 + index) of what each worker is reading; 0: nothing.
+
+    The memory is shared, so that the main process still sees it when a worker is killed.
+    """
     return torch.zeros(256, 2, dtype=torch.long).share_memory_()
 
 
@@ -26,7 +29,7 @@ class ImageFiles:
     """Images on disk, used as :class:`ImageData` is.
 
     Args:
-        paths: bytes array (N,); an array, because worker processes would each come to hold a copy of a list.
+        paths: bytes array (N,). Of a list each worker process would come to hold a copy.
         targets: int64 (N,).
         classes: names of the classes.
         size: side of the square, in pixels, that every image becomes (:func:`read_image`).
@@ -42,7 +45,11 @@ class ImageFiles:
         return len(self.paths)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """The images at ``indices``, uint8 (b, 3, size, size). Raises UserError for a file that is no image."""
+        """The images at ``indices``, uint8 (b, 3, size, size).
+
+        Raises:
+            UserError: for a file that is no image.
+        """
         images = []
         for index in np.asarray(indices).tolist():
             self._mark(1 + index)
@@ -76,36 +83,42 @@ class ImageFiles:
     def read_all(self, description: str) -> Tensor:
         """All images at once, uint8 (N, 3, size, size), with a progress bar."""
         images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
-        with ThreadPoolExecutor(
-            os.cpu_count()
-        ) as pool:  # Pillow decodes without holding Python's lock
+        # threads, because Pillow decodes without holding Python's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(lambda path: read_image(os.fsdecode(path), self.size), self.paths)
-            for i, image in enumerate(
-                track(decoded, total=len(self), description=description, transient=True)
-            ):
+            shown = track(decoded, total=len(self), description=description, transient=True)
+            for i, image in enumerate(shown):
                 images[i] = image
         return images
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """An image file as uint8 (3, size, size): the shorter side resized to ``size``, the middle of the longer one. Raises as :func:`open_image`."""
+    """An image file as uint8 (3, size, size).
+
+    The shorter side is resized to ``size``; of the longer one the middle is kept.
+
+    Raises:
+        UserError: as :func:`open_image`.
+    """
     image = open_image(path, size)
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize(
-            (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-        )
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def open_image(path: str | Path, size: int | None = None) -> Image.Image:
-    """An image file of any kind as RGB; 16-bit grey keeps its upper 8 bits, transparency is dropped.
+    """An image file of any kind as RGB.
+
+    16-bit grey keeps its upper 8 bits, transparency is dropped.
 
     Args:
         path: of the file.
-        size: if given, a large JPEG is decoded at a half, a quarter or an eighth, never below this size in pixels.
+        size: if given, a large JPEG is decoded at a half, a quarter or an eighth, but never below
+            this size in pixels.
 
     Raises:
         UserError: naming a file that is missing, cut off, no image, or of floating-point pixels.
@@ -115,14 +128,7 @@ def open_image(path: str | Path, size: int | None = None) -> Image.Image:
             if size:
                 file.draft("RGB", (size, size))
             return _rgb(file)
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        RuntimeError,
-        SyntaxError,
-        ValueError,
-    ) as error:
+    except (Image.DecompressionBombError, OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
 
@@ -151,7 +157,8 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(names)} class folders, the first is {missing[0]}"
+            f"{folder} lacks {len(missing)} of {len(names)} class folders, "
+            f"the first is {missing[0]}"
         )
     paths, targets = [], []
     for label, name in enumerate(names):
@@ -160,9 +167,7 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
             raise UserError(f"{folder / name}: no images in this class folder; fill or remove it")
         paths += found
         targets += [label] * len(found)
-    return ImageFiles(
-        np.array(paths, dtype=np.bytes_), torch.tensor(targets, dtype=torch.long), names, size
-    )
+    return _image_files(paths, targets, names, size)
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -177,14 +182,15 @@ def class_folders(folder: Path) -> list[str]:
 def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
     """All images in ``folder`` and below as one class, of the name in ``classes``."""
     paths = image_paths(folder)
-    return ImageFiles(
-        np.array(paths, dtype=np.bytes_), torch.zeros(len(paths), dtype=torch.long), classes, size
-    )
+    return _image_files(paths, [0] * len(paths), classes, size)
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:
-    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted. Linked folders are followed, each folder once; what is hidden,
-    such as macOS's ``._a.jpg``, is left out."""
+    """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted.
+
+    Linked folders are followed, each folder once. Hidden files, such as macOS's ``._a.jpg``, and
+    hidden folders are left out.
+    """
     known, paths, seen = Image.registered_extensions(), [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:  # a link to a folder above itself
@@ -201,7 +207,10 @@ def image_paths(folder: Path, below: bool = True) -> list[bytes]:
 
 
 def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
-    """Tiny ImageNet as it is distributed: ``train/<wnid>/images/*``, and ``val/images`` whose labels are in ``val_annotations.txt``.
+    """Tiny ImageNet as it is distributed.
+
+    Training images are ``train/<wnid>/images/*``. Those of ``val/images`` have their labels in
+    ``val/val_annotations.txt``.
 
     Raises:
         UserError: if one of these is missing or does not fit the others.
@@ -215,12 +224,15 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     strange = [row for row in rows if len(row) < 2 or row[1] not in label]
     if strange or not rows:
         raise UserError(
-            f"{annotations}: expected lines of <file> TAB <class of train/>, got {strange[0] if strange else 'none'}"
+            f"{annotations}: expected lines of <file> TAB <class of train/>, "
+            f"got {strange[0] if strange else 'none'}"
         )
     paths = [os.fsencode(root / "val" / "images" / name) for name, _ in rows]
-    return train, ImageFiles(
-        np.array(paths, dtype=np.bytes_),
-        torch.tensor([label[name] for _, name in rows]),
-        train.classes,
-        size,
-    )
+    return train, _image_files(paths, [label[name] for _, name in rows], train.classes, size)
+
+
+def _image_files(
+    paths: list[bytes], targets: list[int], classes: list[str], size: int
+) -> ImageFiles:
+    targets = torch.tensor(targets, dtype=torch.long)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), targets, classes, size)
