@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10
 
 from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
@@ -16,28 +17,17 @@ def test_digits_are_real_and_split_once(size):
     assert (len(train), len(test)) == (1437, 360)
     assert train.images.shape[1:] == (3, size, size)
     assert train.images.dtype == torch.uint8
-    counts = [torch.bincount(split.targets, minlength=10) / len(split) for split in digits]
-    assert (counts[0] - counts[1]).abs().max() < 0.01  # stratified
-    small = (
-        torch.cat(
-            [
-                split.images[:, 0].float().view(-1, 8, size // 8, 8, size // 8).mean((2, 4))
-                for split in digits
-            ]
-        )
-        * 16
-        / 255
-    )
+    shares = [torch.bincount(split.targets, minlength=10) / len(split) for split in digits]
+    assert (shares[0] - shares[1]).abs().max() < 0.01  # stratified
+    grey = torch.cat([split.images[:, 0] for split in digits]).float() * 16 / 255
+    small = grey.view(-1, 8, size // 8, 8, size // 8).mean((2, 4))
     originals = load_digits()
-    nearest = torch.cdist(
-        small.flatten(1), torch.from_numpy(originals.images).float().flatten(1)
-    ).min(1)
+    sources = torch.from_numpy(originals.images).float()
+    nearest = torch.cdist(small.flatten(1), sources.flatten(1)).min(1)
     assert nearest.values.max() < 18
     assert len(nearest.indices.unique()) > 1780
-    assert torch.equal(
-        torch.from_numpy(originals.target)[nearest.indices],
-        torch.cat([split.targets for split in digits]),
-    )
+    targets = torch.cat([split.targets for split in digits])
+    assert torch.equal(torch.from_numpy(originals.target)[nearest.indices], targets)
     again = load_dataset("digits", None, image_size=size)
     assert torch.equal(again[0].images, train.images)
 
@@ -61,9 +51,8 @@ def write_folders(root, classes=10, per_class=2, form="png"):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
             for i in range(per_class):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
-                    folder / f"{i}.{form}"
-                )
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.{form}")
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "bmp"])
@@ -73,15 +62,12 @@ def test_folders(tmp_path, form):
     assert len(train) == len(test) == 20
     assert train.classes == [f"class{i}" for i in range(10)]
     with Image.open(tmp_path / "train" / "class3" / f"1.{form}") as image:
-        assert np.array_equal(
-            train.images[7].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB"))
-        )
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(train.images[7].permute(1, 2, 0).numpy(), expected)
 
 
 def test_torchvision_s_layout(tmp_path, monkeypatch):
-    """The pickled batches of the original archive, made small; only torchvision's checksum is set aside."""
-    from torchvision.datasets import CIFAR10
-
+    """The original archive's pickled batches, made small; torchvision's checksum is set aside."""
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     folder = tmp_path / "cifar-10-batches-py"
@@ -91,9 +77,8 @@ def test_torchvision_s_layout(tmp_path, monkeypatch):
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         pixels[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "labels": [0, 1, 2, 3]}))
-    (folder / "batches.meta").write_bytes(
-        pickle.dumps({"label_names": [str(i) for i in range(10)]})
-    )
+    names = {"label_names": [str(i) for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names))
     train, test = load_dataset("cifar10", str(tmp_path))
     assert len(train) == 20
     assert np.array_equal(test.images.numpy().reshape(4, -1), pixels["test_batch"])
@@ -107,14 +92,10 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
     with pytest.raises(UserError) as caught:
         load_dataset("cifar10", str(tmp_path / "data"))
-    for part in (
-        "no route to host",
-        "cifar-10-batches-py",
-        "<class>",
-        "data.train_path=DIR",
-        "digits/emp.sh",
-    ):
-        assert part in str(caught.value)
+    message = str(caught.value)
+    for part in ("no route to host", "cifar-10-batches-py", "<class>", "data.train_path=DIR"):
+        assert part in message
+    assert "digits/emp.sh" in message
 
 
 @pytest.mark.parametrize(

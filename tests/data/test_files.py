@@ -19,31 +19,21 @@ def picture(path, size=(12, 8), mode="RGB", seed=0):
     """An image file of random pixels; its pixels as RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
-    pixels = np.random.default_rng(seed).integers(
-        0, 256, (size[1], size[0], *channels), dtype=np.uint8
-    )
+    shape = (size[1], size[0], *channels)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(pixels, mode).save(path)
     return pixels
 
 
 def test_the_middle_square_of_an_image(tmp_path):
     pixels = picture(tmp_path / "a.png", (12, 8))
-    assert torch.equal(
-        read_image(tmp_path / "a.png", 8), torch.from_numpy(pixels[:, 2:10]).permute(2, 0, 1)
-    )
+    middle = torch.from_numpy(pixels[:, 2:10]).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "a.png", 8), middle)
     assert read_image(tmp_path / "a.png", 20).shape == (3, 20, 20)
-    large = picture(tmp_path / "b.png", (64, 96))
-    mean = (
-        torch.from_numpy(large[16:80])
-        .double()
-        .unflatten(0, (8, 8))
-        .unflatten(2, (8, 8))
-        .mean((1, 3))
-        .permute(2, 0, 1)
-    )
-    assert (
-        read_image(tmp_path / "b.png", 8).double() - mean
-    ).abs().mean() < 20  # smoothed, where skipping pixels would leave noise (60)
+    large = torch.from_numpy(picture(tmp_path / "b.png", (64, 96))).permute(2, 0, 1)
+    mean = large[:, 16:80].double().view(3, 8, 8, 8, 8).mean((2, 4))
+    difference = (read_image(tmp_path / "b.png", 8).double() - mean).abs().mean()
+    assert difference < 20  # smoothed, where skipping pixels would leave noise (60)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
@@ -57,9 +47,8 @@ def test_other_modes_become_rgb(tmp_path, mode):
 def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert torch.equal(
-        read_image(tmp_path / "a.png", 8)[0], torch.from_numpy((values >> 8).astype(np.uint8))
-    )
+    expected = torch.from_numpy((values >> 8).astype(np.uint8))
+    assert torch.equal(read_image(tmp_path / "a.png", 8)[0], expected)
 
 
 def test_palette_images_become_rgb(tmp_path):
@@ -80,19 +69,15 @@ def test_a_broken_file_is_named(tmp_path, name, content):
 
 
 def test_folders_are_classes(tmp_path):
-    for i, name in enumerate(
-        ("cat/1.png", "cat/2.PNG", "cat/notes.txt", "ant/deep/3.jpg", "zebra/4.bmp")
-    ):
-        picture(tmp_path / name, seed=i) if not name.endswith("txt") else (
-            tmp_path / name
-        ).write_text("no image")
+    for i, name in enumerate(("cat/1.png", "cat/2.PNG", "ant/deep/3.jpg", "zebra/4.bmp")):
+        picture(tmp_path / name, seed=i)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
     files = list_folder(tmp_path, 8)
     assert files.classes == ["ant", "cat", "zebra"]
     assert files.targets.tolist() == [0, 1, 1, 2]
     assert len(files) == 4
-    assert torch.equal(
-        files.fetch(torch.tensor([2, 1]))[1], read_image(tmp_path / "cat" / "1.png", 8)
-    )
+    first_cat = read_image(tmp_path / "cat" / "1.png", 8)
+    assert torch.equal(files.fetch(torch.tensor([2, 1]))[1], first_cat)
     assert list_folder(tmp_path, 8, ["zebra", "cat"]).classes == ["cat", "zebra"]
     assert files.subset(torch.tensor([3, 0])).targets.tolist() == [2, 0]
     assert torch.equal(files.read_all("reading"), files.fetch(torch.arange(4)))
@@ -105,9 +90,11 @@ def test_folders_are_classes(tmp_path):
 
 def test_hidden_files_and_folders_are_none_of_the_images_and_links_are(tmp_path):
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
-    picture(elsewhere / "2.png"), picture(root / "ant" / "1.png")
+    for path in (elsewhere / "2.png", root / "ant" / "1.png"):
+        picture(path)
+    for hidden in (root / ".thumbnails" / "1.png", root / "ant" / ".thumbnails" / "1.png"):
+        picture(hidden)
     (root / "ant" / "._1.png").write_bytes(b"left by macOS")
-    picture(root / "ant" / ".thumbnails" / "1.png"), picture(root / ".thumbnails" / "1.png")
     (root / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
     (root / "ant" / "more" / "up").symlink_to(root / "ant", target_is_directory=True)  # a circle
     files = list_folder(root, 8)
@@ -131,7 +118,8 @@ def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
 
 
 def test_a_flat_folder_is_one_class(tmp_path):
-    picture(tmp_path / "x" / "1.png"), picture(tmp_path / "2.png")
+    picture(tmp_path / "x" / "1.png")
+    picture(tmp_path / "2.png")
     files = list_flat(tmp_path, 8, ["all"])
     assert len(files) == 2
     assert files.classes == ["all"]
@@ -152,9 +140,8 @@ def test_tiny_imagenet_as_distributed(tmp_path):
     assert isinstance(train, ImageFiles)
     assert train.targets.tolist() == [0, 1]
     assert test.targets.tolist() == [1, 0, 1]
-    assert torch.equal(
-        test.fetch(torch.tensor([1]))[0], read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64)
-    )
+    second = read_image(tmp_path / "val" / "images" / "val_2.JPEG", 64)
+    assert torch.equal(test.fetch(torch.tensor([1]))[0], second)
     annotations.write_text("val_0.JPEG\tn99\n")
     with pytest.raises(UserError, match="n99"):
         list_tiny_imagenet(tmp_path, 64)

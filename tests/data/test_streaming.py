@@ -54,18 +54,9 @@ def folders(tmp_path_factory):
     return root
 
 
-def pretrain(folder, *overrides):
-    return main_pretrain.main(
-        [
-            "--config-path",
-            str(SCRIPTS / "pretrain"),
-            "--config-name",
-            "digits/emp",
-            *TINY,
-            f"checkpoint.dir={folder}",
-            *overrides,
-        ]
-    )
+def pretrain(folder, *overrides, config="digits/emp"):
+    recipe = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", config]
+    return main_pretrain.main([*recipe, *overrides, f"checkpoint.dir={folder}"])
 
 
 def test_images_on_disk_give_the_features_of_images_in_memory(folders):
@@ -76,15 +67,12 @@ def test_images_on_disk_give_the_features_of_images_in_memory(folders):
     memory = ImageData(train.read_all("reading"), train.targets, train.classes)
     for workers in (0, 2):
         assert torch.equal(torch.cat(list(in_order(train, 7, workers))), memory.images)
-    network, augmentation = (
-        torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)),
-        PatchAugmentation(2, 16, 32),
-    )
+    layers = torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)
+    network, augmentation = torch.nn.Sequential(*layers), PatchAugmentation(2, 16, 32)
     network.features = lambda x: {"backbone": network(x)}
     for view in ("whole", "bag"):
-        on_disk, in_memory = (
-            extract_features(network, data, augmentation, view, 3) for data in (train, memory)
-        )
+        on_disk = extract_features(network, train, augmentation, view, 3)
+        in_memory = extract_features(network, memory, augmentation, view, 3)
         assert torch.equal(on_disk.features["backbone"], in_memory.features["backbone"])
         assert torch.equal(on_disk.targets, train.targets)
 
@@ -96,15 +84,8 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
         return read(path, size)
 
     monkeypatch.setattr(files, "read_image", read_image)
-    assert (
-        pretrain(
-            tmp_path,
-            f"data.train_path={folders}/train",
-            f"data.val_path={folders}/val",
-            "data.num_workers=2",
-        )
-        == 1
-    )
+    paths = f"data.train_path={folders}/train", f"data.val_path={folders}/val"
+    assert pretrain(tmp_path, *TINY, *paths, "data.num_workers=2") == 1
     message = capsys.readouterr().err
     assert "a data worker died after step" in message
     assert f"reading {folders}/train/bee/005.jpg (" in message
@@ -115,15 +96,10 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
 def test_a_broken_image_is_named_in_one_line(tmp_path, capsys, workers):
     write(tmp_path / "flat", 9)
     (tmp_path / "flat" / "004.jpg").write_bytes(b"no image")
-    assert (
-        pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}", f"data.num_workers={workers}")
-        == 1
-    )
-    (line,) = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if "error: " in line or "Traceback" in line
-    ]
+    images = f"data.train_path={tmp_path / 'flat'}"
+    assert pretrain(tmp_path, *TINY, images, f"data.num_workers={workers}") == 1
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "error: " in line or "Traceback" in line]
     assert line.startswith(f"error: {tmp_path}/flat/004.jpg: not a readable image")
 
 
@@ -138,32 +114,24 @@ def test_pixels_of_large_images_are_averaged_down(folders):
 
 
 def test_a_run_on_class_folders_and_its_probe(folders, tmp_path):
-    assert (
-        pretrain(
-            tmp_path,
-            f"data.train_path={folders / 'train'}",
-            f"data.val_path={folders / 'val'}",
-            "data.num_workers=2",
-        )
-        == 0
-    )
+    paths = f"data.train_path={folders}/train", f"data.val_path={folders}/val"
+    assert pretrain(tmp_path, *TINY, *paths, "data.num_workers=2") == 0
     (run,) = tmp_path.glob("emp/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3
     assert len(summary["evaluation"]) > 4
-    same = [
-        "--config-path",
-        str(SCRIPTS / "linear" / "digits"),
-        "--config-name",
-        "emp",
+    recipe = ["--config-path", str(SCRIPTS / "linear" / "digits"), "--config-name", "emp"]
+    settings = [
         f"pretrained_feature_extractor={run / 'last.ckpt'}",
+        "evaluation.views=[whole]",
+        "evaluation.linear.epochs=1",
     ]
-    assert main_linear.main([*same, "evaluation.views=[whole]", "evaluation.linear.epochs=1"]) == 0
+    assert main_linear.main([*recipe, *settings]) == 0
 
 
 def test_a_run_on_images_without_labels(tmp_path, capsys):
     write(tmp_path / "flat", 17)
-    assert pretrain(tmp_path, f"data.train_path={tmp_path / 'flat'}") == 0
+    assert pretrain(tmp_path, *TINY, f"data.train_path={tmp_path / 'flat'}") == 0
     (run,) = tmp_path.glob("emp/*")
     assert "no labels" in capsys.readouterr().out
     assert json.loads((run / "summary.json").read_text())["evaluation"] == []
@@ -176,9 +144,8 @@ def tiny_imagenet(tmp_path_factory):
     for i in range(200):
         write(root / "train" / f"n{i:03}" / "images", 2, i, (64, 64))
     write(root / "val" / "images", 3, 999, (64, 64))
-    (root / "val" / "val_annotations.txt").write_text(
-        "".join(f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3))
-    )
+    rows = [f"{i:03}.jpg\tn{i:03}\t0\t0\t9\t9\n" for i in range(3)]
+    (root / "val" / "val_annotations.txt").write_text("".join(rows))
     return root
 
 
@@ -187,9 +154,8 @@ def test_tiny_imagenet_is_read_into_memory(tiny_imagenet):
     assert isinstance(train, ImageData)
     assert train.images.shape == (400, 3, 64, 64)
     assert test.targets.tolist() == [0, 1, 2]
-    assert torch.equal(
-        train.images[2], read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64)
-    )
+    third = read_image(tiny_imagenet / "train" / "n001" / "images" / "000.jpg", 64)
+    assert torch.equal(train.images[2], third)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +167,7 @@ def test_tiny_imagenet_is_read_into_memory(tiny_imagenet):
 )
 def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method, settings):
     small = [
+        f"data.train_path={tiny_imagenet}",
         "method_kwargs.proj_hidden_dim=16",
         "method_kwargs.proj_output_dim=16",
         "optimizer.batch_size=16",
@@ -213,40 +180,17 @@ def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method,
         "evaluation.bag_patches=2",
         "enable_progress_bar=False",
     ]
-    assert (
-        main_pretrain.main(
-            [
-                "--config-path",
-                str(SCRIPTS / "pretrain"),
-                "--config-name",
-                f"tiny-imagenet/{method}",
-                f"data.train_path={tiny_imagenet}",
-                *small,
-                *settings,
-                f"checkpoint.dir={tmp_path}",
-            ]
-        )
-        == 0
-    )
+    assert pretrain(tmp_path, *small, *settings, config=f"tiny-imagenet/{method}") == 0
     (run,) = tmp_path.glob(f"{method}/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert [row["view"] for row in summary["evaluation"]] == [
-        "whole",
-        "bag of 2 plain",
-    ]
-    assert (
-        torch.load(run / "last.ckpt", weights_only=True)["state_dict"][
-            "backbone.conv1.weight"
-        ].shape[-1]
-        == 7
-    )  # ImageNet's stem, as in the paper
+    assert [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2 plain"]
+    weights = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert weights["backbone.conv1.weight"].shape[-1] == 7  # ImageNet's stem, as in the paper
 
 
 def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):
-    listed = (
-        (Path(load_dataset.__code__.co_filename).with_name("imagenet100.txt")).read_text().split()
-    )
+    listed = Path(files.__file__).with_name("imagenet100.txt").read_text().split()
     assert len(set(listed)) == 100
     for split in ("train", "val"):
         for name in [*listed, "n99999999"]:
@@ -281,11 +225,9 @@ def test_imagenet100_takes_its_classes_from_the_whole(tmp_path):
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(folders, dataset, paths, message):
-    paths = {
-        key: str(folders.parent / value.replace("images", folders.name))
-        if isinstance(value, str)
-        else value
-        for key, value in paths.items()
-    }
+    paths = dict(paths)
+    for key in paths.keys() & {"train_path", "val_path"}:
+        if paths[key] is not None:
+            paths[key] = str(folders.parent / paths[key].replace("images", folders.name))
     with pytest.raises(UserError, match=message):
         load_dataset(dataset, **paths)
