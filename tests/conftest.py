@@ -7,9 +7,9 @@ from emp_plugin.config import read_config
 from emp_plugin.data import load_dataset
 from support import SCRIPTS
 
-torch.set_num_threads(
-    1
-)  # tiny tensors: two threads mostly wait for each other (tests/solo_learn beside other work: 208 s with two, 19 s with one)
+# tiny tensors: threads mostly wait for each other
+# (tests/solo_learn beside other work: 208 s with two threads, 19 s with one)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,46 +9,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import emp_plugin
-from emp_plugin import main_export, main_pretrain
+from emp_plugin import main_export
 from emp_plugin.data import load_dataset, normalise
 from emp_plugin.export import export_backbone
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.training.probing import load_method
-from support import ROOT
+from support import SCRIPTS
+from support.runs import TINY_EMP, pretrain, the_run
+
+SETTINGS = [*TINY_EMP, "limit_val_batches=0", "evaluation.enabled=False"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    settings = [
-        "precision=32",
-        "data.num_patches=2",
-        "optimizer.batch_size=16",
-        "method_kwargs.embedding_dim=0",
-        "method_kwargs.proj_hidden_dim=16",
-        "method_kwargs.proj_output_dim=16",
-        "data.fraction=0.03",
-        "limit_val_batches=0",
-        "evaluation.enabled=False",
-        "accelerator=cpu",
-        "enable_progress_bar=False",
-        "max_epochs=2",
-        f"checkpoint.dir={folder}",
-    ]
-    assert (
-        main_pretrain.main(
-            [
-                "--config-path",
-                str(ROOT / "scripts" / "pretrain"),
-                "--config-name",
-                "digits/emp",
-                *settings,
-            ]
-        )
-        == 0
-    )
-    (path,) = folder.glob("emp/*/last.ckpt")
-    return path
+    length = ["optimizer.batch_size=16", "data.fraction=0.03", "max_epochs=2"]
+    assert pretrain(folder, *SETTINGS, *length) == 0
+    return the_run(folder) / "last.ckpt"
 
 
 def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
@@ -62,32 +39,25 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
         expected = backbone_of(method)(normalise(images, (0.5,) * 3, (0.5,) * 3))
         torch.testing.assert_close(backbone(images), expected, atol=1e-6, rtol=1e-5)
     assert not backbone.training
-    assert backbone.settings["architecture"] == "resnet18"
-    assert backbone.settings["stem_padding"] == 1
-    assert (
-        backbone.settings["epochs"],
-        backbone.settings["method"],
-        backbone.settings["dataset"],
-    ) == (2, "emp", "digits")
-    assert backbone.settings["augmentation"]["patch_size"] == 8
-    assert json.dumps(backbone.settings["versions"])
+    settings = backbone.settings
+    assert settings["architecture"] == "resnet18"
+    assert settings["stem_padding"] == 1
+    assert (settings["epochs"], settings["method"], settings["dataset"]) == (2, "emp", "digits")
+    assert settings["augmentation"]["patch_size"] == 8
+    assert json.dumps(settings["versions"])
     with pytest.raises(ValueError, match="uint8"):
         backbone(images.float())
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
 
 
 def test_a_checkpoint_between_two_epochs_has_the_one_behind_it(checkpoint, tmp_path):
-    """``epoch=1.ckpt`` is written when the first batch of the second epoch is about to be trained on."""
+    """``epoch=1.ckpt`` is written when the second epoch's first batch is about to be trained on."""
     contents = torch.load(checkpoint, weights_only=True)
     contents["epoch"] = 1
     contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] = 0
     torch.save(contents, tmp_path / "epoch=1.ckpt")
-    assert (
-        emp_plugin.load_backbone(
-            export_backbone(tmp_path / "epoch=1.ckpt", tmp_path / "out.safetensors")
-        ).settings["epochs"]
-        == 1
-    )
+    file = export_backbone(tmp_path / "epoch=1.ckpt", tmp_path / "out.safetensors")
+    assert emp_plugin.load_backbone(file).settings["epochs"] == 1
 
 
 def test_loading_leaves_the_random_numbers_alone(checkpoint, tmp_path):
@@ -102,59 +72,31 @@ def test_loading_leaves_the_random_numbers_alone(checkpoint, tmp_path):
 def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
     """The lines of the README, on an EMP run over a folder of images."""
     for i in range(8):
-        Image.fromarray(
-            np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-        ).save(tmp_path / f"{i}.png")
-    settings = [
+        pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    images = [
         f"data.train_path={tmp_path}",
         "data.image_size=48",
         "data.output_size=32",
-        "data.num_patches=2",
         "data.num_workers=0",
         "optimizer.batch_size=8",
-        "method_kwargs.embedding_dim=0",
-        "method_kwargs.proj_hidden_dim=16",
-        "method_kwargs.proj_output_dim=16",
-        "precision=32",
-        "accelerator=cpu",
-        "evaluation.enabled=False",
-        "limit_val_batches=0",
-        "enable_progress_bar=False",
-        f"checkpoint.dir={tmp_path / 'runs'}",
     ]
-    assert (
-        main_pretrain.main(
-            [
-                "--config-path",
-                str(ROOT / "scripts" / "pretrain"),
-                "--config-name",
-                "custom/emp",
-                *settings,
-            ]
-        )
-        == 0
-    )
-    (checkpoint,) = tmp_path.glob("runs/emp/*/last.ckpt")
+    assert pretrain(tmp_path / "runs", *SETTINGS, *images, recipe="custom/emp") == 0
+    checkpoint = the_run(tmp_path / "runs") / "last.ckpt"
     file = export_backbone(checkpoint, tmp_path / "backbone.safetensors")
 
-    assert str(tmp_path) not in file.read_bytes()[:20000].decode(
-        errors="replace"
-    )  # what is made public has no paths of the machine
+    # what is made public has no paths of the machine
+    assert str(tmp_path) not in file.read_bytes()[:20000].decode(errors="replace")
     network = torchvision.models.resnet18()
     network.fc = torch.nn.Identity()
     network.load_state_dict(load_file(file))
 
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    backbone = emp_plugin.load_backbone(file).double()
     with torch.no_grad():
-        x = (
-            (images.double() / 255 - 0.5) / 0.5
-        )  # in float32 sums in another order differ by 3e-4 here: features of one step are large
-        theirs, ours = (
-            network.double().eval()(x),
-            emp_plugin.load_backbone(file)
-            .double()
-            .network(normalise(images, (0.5,) * 3, (0.5,) * 3).double()),
-        )
+        # in float32 sums in another order differ by 3e-4 here: features of one step are large
+        theirs = network.double().eval()((images.double() / 255 - 0.5) / 0.5)
+        ours = backbone.network(normalise(images, (0.5,) * 3, (0.5,) * 3).double())
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     assert ours.std(0).mean() > 0.01  # images differ
 
@@ -173,14 +115,7 @@ def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys
 
 
 def test_the_script(checkpoint, tmp_path):
-    subprocess.run(
-        [
-            "bash",
-            str(ROOT / "scripts" / "export.sh"),
-            str(checkpoint),
-            str(tmp_path / "out.safetensors"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    assert emp_plugin.load_backbone(tmp_path / "out.safetensors").settings["steps"] > 0
+    out = tmp_path / "out.safetensors"
+    command = ["bash", SCRIPTS / "export.sh", checkpoint, out]
+    subprocess.run(command, check=True, capture_output=True)
+    assert emp_plugin.load_backbone(out).settings["steps"] > 0

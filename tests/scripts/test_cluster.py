@@ -58,7 +58,10 @@ def test_what_is_run(tmp_path):
 
 
 def test_processes_and_settings_agree(config):
-    """As many tasks as devices (Lightning refuses anything else), the batch of the recipe, and the signal that Lightning waits for."""
+    """As many tasks as devices, the recipe's batch, and the signal that Lightning waits for.
+
+    Lightning refuses any other number of tasks.
+    """
     asked = directives()
     cfg = config("cifar/emp", "devices=2", "num_nodes=1", "optimizer.batch_size=50")
     assert int(asked["ntasks-per-node"]) == int(asked["gpus-per-node"]) == cfg.devices
@@ -71,7 +74,6 @@ def test_processes_and_settings_agree(config):
 
 def test_failure_is_passed_on_and_it_is_no_script(tmp_path):
     assert run(tmp_path / "a", "exit 3", SLURM_SUBMIT_DIR=str(tmp_path / "a")).returncode == 3
-    environment = {key: "" for key in ("SLURM_SUBMIT_DIR",)}
-    answer = run(tmp_path / "b", "exit 0", **environment)
+    answer = run(tmp_path / "b", "exit 0", SLURM_SUBMIT_DIR="")
     assert answer.returncode != 0
     assert "sbatch scripts/cluster/emp_cifar.sbatch" in answer.stderr

@@ -1,4 +1,7 @@
-"""scripts/env.sh with stubs in place of Python, pip and uv: which `python` it leaves, and when .venv is made."""
+"""scripts/env.sh with stubs in place of Python, pip and uv.
+
+Which `python` it leaves, and when it makes .venv.
+"""
 
 import os
 import shutil
@@ -9,21 +12,7 @@ import pytest
 
 from support import SCRIPTS
 
-TOOLS = [
-    "bash",
-    "cat",
-    "chmod",
-    "cmp",
-    "cp",
-    "date",
-    "dirname",
-    "grep",
-    "mkdir",
-    "mv",
-    "rm",
-    "rmdir",
-    "sleep",
-]
+TOOLS = "bash cat chmod cmp cp date dirname env grep mkdir mv rm rmdir sleep"
 TELL = 'source "$1/scripts/env.sh"; echo "python=$(command -v python)"; echo "path=$PYTHONPATH"'
 
 # A Python that imports everything: `-c` is answered by COMPLAINT. Anything else is an error.
@@ -67,7 +56,7 @@ esac
 
 
 class House:
-    """A repository with only scripts/env.sh, and a PATH on which only our stubs are called python."""
+    """A repository with only scripts/env.sh, and a PATH where only our stubs are called python."""
 
     def __init__(self, folder):
         self.root, self.stubs, self.log = folder / "a repository", folder / "stubs", folder / "log"
@@ -77,9 +66,8 @@ class House:
         shutil.copy(SCRIPTS / "env.sh", self.root / "scripts")
         self.lock = self.root / "requirements.lock"
         self.lock.write_text("uv==1\ntorch==1\n")
-        for tool in TOOLS:
+        for tool in TOOLS.split():
             (self.stubs / tool).symlink_to(shutil.which(tool))
-        (self.stubs / "env").symlink_to(shutil.which("env"))
         self.put("python3", BASE)
         self.put("inside", INSIDE)
 
@@ -165,7 +153,7 @@ def test_the_venv_can_be_forced(house):
 
 
 def test_the_real_check_of_the_python_in_use(house):
-    """With the real interpreter: what is missing is named; a fault of our own is no reason for another environment."""
+    """With the real interpreter: what is missing is named; our own faults make no environment."""
     house.put("python", f'#!/usr/bin/env bash\nexec "{sys.executable}" -S "$@"\n')
     done = house.source()
     assert done.returncode == 0, done.err
@@ -173,8 +161,11 @@ def test_the_real_check_of_the_python_in_use(house):
     assert ", solo" in done.err
 
     modules = house.root / "modules"
-    needed = "torch torchvision lightning torchmetrics timm hydra omegaconf numpy scipy sklearn pandas matplotlib PIL"
-    for name in [*needed.split(), "einops", "rich", "tqdm", "solo", "emp_plugin"]:
+    needed = (
+        "torch torchvision lightning torchmetrics timm hydra omegaconf numpy scipy sklearn pandas "
+        "matplotlib PIL einops rich tqdm solo emp_plugin"
+    )
+    for name in needed.split():
         (modules / name).mkdir(parents=True)
         (modules / name / "__init__.py").touch()
     shutil.move(modules / "emp_plugin", house.root)
@@ -264,7 +255,7 @@ def test_an_unsuitable_python_is_named(house):
 
 
 def test_an_activated_venv_is_not_its_own_base(house):
-    """A real one, made again (and stopped short by an index without uv) with the Python it was itself made with."""
+    """A real one is made again with the Python it was made with; an index without uv stops it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", house.venv], check=True)
     (house.venv / "requirements.lock").write_text("uv==0\n")
     done = house.source(
@@ -294,18 +285,15 @@ def test_packages_that_do_not_import_are_no_environment(house):
 
 
 def test_nothing_leaks_into_an_interactive_shell(house):
-    listing = "set -o; shopt; declare -F; compgen -v | grep -i _emp_env || true"
-    command = f'before=$(set -o; shopt; declare -F); source "$1/scripts/env.sh"; echo "rc=$?"; after=$({listing})'
-    done = house.run(
-        "-c", f'{command}; [ "$before" = "$after" ] && echo same', "bash", str(house.root)
-    )
+    command = """
+        before=$(set -o; shopt; declare -F)
+        source "$1/scripts/env.sh"
+        echo "rc=$?"
+        after=$(set -o; shopt; declare -F; compgen -v | grep -i _emp_env || true)
+        [ "$before" = "$after" ] && echo same
+    """
+    done = house.run("-c", command, "bash", str(house.root))
     assert done.out.splitlines() == ["rc=0", "same"], done.err
     house.lock.write_text("uv==1\n")
-    done = house.run(
-        "-c",
-        f'{command}; [ "$before" = "$after" ] && echo same',
-        "bash",
-        str(house.root),
-        VERSION="3.9",
-    )
+    done = house.run("-c", command, "bash", str(house.root), VERSION="3.9")
     assert done.out.splitlines() == ["rc=1", "same"], done.err

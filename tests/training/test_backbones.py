@@ -5,26 +5,20 @@ import json
 import pytest
 import torch
 
-from emp_plugin import main_linear, main_pretrain
+from emp_plugin import main_linear
 from emp_plugin.errors import UserError
-from support import SCRIPTS
+from support.runs import TINY_EMP, command, pretrain, the_run
 
-TINY = [
-    "precision=32",
+SETTINGS = [
+    *TINY_EMP,
     "optimizer.batch_size=8",
-    "data.num_patches=2",
     "data.holdout=0.03",
     "data.fraction=0.03",
     "limit_train_batches=2",
     "max_epochs=1",
-    "method_kwargs.embedding_dim=16",
-    "method_kwargs.proj_hidden_dim=16",
-    "method_kwargs.proj_output_dim=8",
     "evaluation.probes=[knn]",
     "evaluation.bag_patches=2",
     "evaluation.references=False",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
 ]
 VIT = [
     "backbone.name=vit_tiny",
@@ -44,43 +38,20 @@ BAG = ["evaluation.views=[bag]", "limit_val_batches=0"]
     ],
 )
 def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, capsys):
-    assert (
-        main_pretrain.main(
-            [
-                "--config-path",
-                str(SCRIPTS / "pretrain"),
-                "--config-name",
-                "digits/emp",
-                *TINY,
-                *settings,
-                f"checkpoint.dir={tmp_path}",
-            ]
-        )
-        == 0
-    )
-    (run,) = tmp_path.glob("emp/*")
+    assert pretrain(tmp_path, *SETTINGS, *settings) == 0
+    run = the_run(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
     assert [(row["features"], row["view"]) for row in summary["evaluation"]] == [
         (name, view) for view in views for name in ("backbone", "embedding")
     ]
-    assert (
-        torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["classifier.weight"].shape[1]
-        == width
-    )
+    state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert state["classifier.weight"].shape[1] == width
     if views == ["bag of 2 plain"]:
-        probe = [
-            "--config-path",
-            str(SCRIPTS / "linear" / "digits"),
-            "--config-name",
-            "emp",
-            f"pretrained_feature_extractor={run / 'last.ckpt'}",
-        ]
-        assert main_linear.main(probe) == 1
-        assert (
-            "cannot take whole images of 32x32: set evaluation.views=[bag]"
-            in capsys.readouterr().err
-        )
+        checkpoint = f"pretrained_feature_extractor={run / 'last.ckpt'}"
+        assert main_linear.main(command("linear/digits", "emp", checkpoint)) == 1
+        message = "cannot take whole images of 32x32: set evaluation.views=[bag]"
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,7 +59,8 @@ def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, cap
     [
         (
             VIT,
-            "vit_tiny is built for 16x16 pixels and cannot take whole images of 32x32: set evaluation.views=\\[bag\\]",
+            "vit_tiny is built for 16x16 pixels and cannot take whole images of 32x32: "
+            "set evaluation.views=\\[bag\\]",
         ),
         ([*VIT, "evaluation.views=[bag]"], "limit_val_batches=0"),
         (

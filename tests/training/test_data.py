@@ -21,9 +21,8 @@ def test_an_epoch_visits_every_image_once_in_a_new_order():
         assert torch.cat([step.indices for step in epoch]).sort().values.tolist() == list(range(24))
     assert not torch.equal(first[0].indices, second[0].indices)
     assert not torch.equal(first[0].indices, steps(num_images=24, seed=4)[0].indices)
-    assert (
-        len(steps(num_images=23)) == len(StepSampler(23, 4, 0, None)) == 5
-    )  # the incomplete batch is dropped
+    # the incomplete batch is dropped
+    assert len(steps(num_images=23)) == len(StepSampler(23, 4, 0, None)) == 5
 
 
 def test_a_continued_epoch_is_the_rest_of_the_uninterrupted_one():
@@ -34,25 +33,22 @@ def test_a_continued_epoch_is_the_rest_of_the_uninterrupted_one():
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_the_global_batch(world_size):
-    """Disjoint slices whose union, in order, is the single process's batch; and the patches are its patches."""
+    """Disjoint slices that in order make the one process's batch; their patches are its patches."""
     single = steps(batch_size=8, num_images=40)
+    size = 8 // world_size
     shares = [
-        steps(batch_size=8 // world_size, num_images=40, rank=rank, world_size=world_size)
+        steps(batch_size=size, num_images=40, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     views = [BatchMultiPatch(num_patches=3, patch_size=8, output_size=8)]
     for together, *apart in zip(single, *shares):
         assert torch.equal(together.indices, torch.cat([share.indices for share in apart]))
-        (expected,) = make_views(views, images[together.indices], together, seed=1, global_batch=8)
-        got = torch.cat(
-            [
-                make_views(views, images[share.indices], share, seed=1, global_batch=8)[0]
-                for share in apart
-            ],
-            1,
+        (expected,), *got = (
+            make_views(views, images[step.indices], step, seed=1, global_batch=8)
+            for step in (together, *apart)
         )
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(torch.cat([made for (made,) in got], 1), expected)
 
 
 def test_views_depend_on_seed_epoch_and_step_alone():
@@ -76,25 +72,11 @@ def test_views_depend_on_seed_epoch_and_step_alone():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_reach_the_method_in_solo_learn_s_form(digits, num_workers):
-    data = PretrainData(
-        *digits,
-        [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16)],
-        8,
-        0,
-        num_workers,
-        stacked=True,
-    )
-    data.trainer = SimpleNamespace(
-        limit_train_batches=1.0,
-        global_rank=0,
-        world_size=1,
-        fit_loop=SimpleNamespace(
-            epoch_loop=SimpleNamespace(
-                batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0))
-            )
-        ),
-    )
+def test_batches_reach_the_method_in_solo_learn_s_form(digits, monkeypatch, num_workers):
+    monkeypatch.setattr("emp_plugin.training.data.batches_trained", lambda trainer: 0)
+    views = [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16)]
+    data = PretrainData(*digits, views, 8, 0, num_workers, stacked=True)
+    data.trainer = SimpleNamespace(limit_train_batches=1.0, global_rank=0, world_size=1)
     loader = data.train_dataloader()
     batch = next(iter(loader))
     assert batch.images.dtype == torch.uint8
@@ -103,23 +85,19 @@ def test_batches_reach_the_method_in_solo_learn_s_form(digits, num_workers):
     assert x.shape == (3, 8, 3, 16, 16)
     assert torch.equal(digits[0].targets[indices], targets)
     data.stacked = False
-    assert [view.shape for view in data.on_after_batch_transfer(batch, 0)[1]] == [
-        (8, 3, 16, 16)
-    ] * 3
+    x = data.on_after_batch_transfer(batch, 0)[1]
+    assert [view.shape for view in x] == [(8, 3, 16, 16)] * 3
     validation = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
-    assert torch.equal(
-        torch.cat([y for _, y in validation]), digits[1].targets
-    )  # the incomplete last batch counts
-    torch.testing.assert_close(
-        validation[0][0], normalise(digits[1].images[:256], (0.5,) * 3, (0.5,) * 3)
-    )
+    # the incomplete last batch counts
+    assert torch.equal(torch.cat([y for _, y in validation]), digits[1].targets)
+    expected = normalise(digits[1].images[:256], (0.5,) * 3, (0.5,) * 3)
+    torch.testing.assert_close(validation[0][0], expected)
 
 
 def test_normalise():
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert normalise(images, (0.0, 0.5, 0.2), (1.0, 0.25, 0.1)).flatten().tolist() == pytest.approx(
-        [0, 2, 0], abs=1e-6
-    )
+    got = normalise(images, (0.0, 0.5, 0.2), (1.0, 0.25, 0.1))
+    assert got.flatten().tolist() == pytest.approx([0, 2, 0], abs=1e-6)
 
 
 def test_datasets_fetch_whole_batches(digits):
@@ -143,10 +121,8 @@ def test_views_of_images_depend_on_seed_and_place_alone(digits):
         ),
         BatchMultiPatch(num_patches=1, patch_size=16, output_size=16),
     ]
-    whole, half = (
-        steps(batch_size=8, num_images=40)[0],
-        steps(batch_size=4, num_images=40, rank=1, world_size=2)[0],
-    )
+    whole, *_ = steps(batch_size=8, num_images=40)
+    half, *_ = steps(batch_size=4, num_images=40, rank=1, world_size=2)
     before = torch.get_rng_state(), random.getstate()
     transforms = [image_transform(view.augmentation) for view in views]
     batch, part = (
@@ -155,9 +131,8 @@ def test_views_of_images_depend_on_seed_and_place_alone(digits):
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert [x.shape for x in batch.images] == [(8, 3, 20, 20)] * 2 + [(8, 3, 16, 16)]
-    assert all(
-        torch.equal(a[4:], b) for a, b in zip(batch.images, part.images)
-    )  # a process's slice of the global batch
+    # a process's slice of the global batch
+    assert all(torch.equal(a[4:], b) for a, b in zip(batch.images, part.images))
     for other in (
         ViewDataset(digits[0], transforms, seed=2).__getitems__(whole),
         ViewDataset(digits[0], transforms, seed=1).__getitems__(whole._replace(step=1)),

@@ -1,4 +1,4 @@
-"""A real process, killed with SIGKILL at random moments and started again, ends with the bits of one that never was."""
+"""A process killed with SIGKILL at random moments and started again ends as one that never was."""
 
 import json
 import multiprocessing
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from emp_plugin import main_pretrain
-from support import SCRIPTS
+from support.runs import TINY, TINY_EMP, command, the_run
 
-TINY = [
-    "precision=32",
+SETTINGS = [
+    *TINY,
     "optimizer.batch_size=8",
     "data.holdout=0.02",
     "data.fraction=0.045",
@@ -25,9 +25,6 @@ TINY = [
     "evaluation.views=[bag]",
     "evaluation.bag_patches=1",
     "evaluation.probes=[knn]",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
-    "enable_model_summary=False",
     "auto_resume.enabled=True",
     "knn_eval.enabled=True",
     "log_every_n_steps=1",
@@ -35,14 +32,7 @@ TINY = [
 ]
 TWO_VIEWS = ["~method_kwargs", "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]"]
 METHODS = {
-    "emp": [
-        "data.num_patches=2",
-        "data.patch_size=8",
-        "data.output_size=8",
-        "method_kwargs.embedding_dim=32",
-        "method_kwargs.proj_hidden_dim=32",
-        "method_kwargs.proj_output_dim=16",
-    ],
+    "emp": [*TINY_EMP, "data.patch_size=8", "data.output_size=8"],
     "byol": [
         *TWO_VIEWS,
         "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, pred_hidden_dim: 16}",
@@ -50,14 +40,15 @@ METHODS = {
     ],
     "swav": [
         *TWO_VIEWS,
-        "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6, queue_size: 32, epoch_queue_starts: 1, temperature: 0.1}",
+        "+method_kwargs={proj_hidden_dim: 16, proj_output_dim: 8, num_prototypes: 6,"
+        " queue_size: 32, epoch_queue_starts: 1, temperature: 0.1}",
     ],
 }
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts a command line in a process of its own, without the seconds of importing: forked from one that has imported everything."""
+    """Starts a command line in a process forked from one that has imported everything."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
@@ -75,22 +66,9 @@ def processes():
         os.environ["OMP_NUM_THREADS"] = before
 
 
-def command(method, folder):
-    return [
-        "--config-path",
-        str(SCRIPTS / "pretrain"),
-        "--config-name",
-        "digits/emp",
-        *TINY,
-        f"method={method}",
-        *METHODS[method],
-        f"checkpoint.dir={folder}",
-    ]
-
-
-def the_run(folder):
-    (summary,) = folder.glob("*/*/summary.json")
-    return summary.parent
+def training(method, folder):
+    own = [f"method={method}", *METHODS[method], f"checkpoint.dir={folder}"]
+    return command("pretrain", "digits/emp", *SETTINGS, *own)
 
 
 def same(left, right, where=""):
@@ -129,9 +107,9 @@ def compare(run, reference):
 
 
 def kill_and_compare(processes, method, folder, kills):
-    """Runs ``method`` to its end again and again, killed ``kills`` times in all at moments drawn over the length of the run."""
+    """Train to the end again and again, killed ``kills`` times in all at random moments."""
     began = time.perf_counter()
-    reference = processes(command(method, folder / "reference"))
+    reference = processes(training(method, folder / "reference"))
     reference.join()
     length = time.perf_counter() - began
     assert reference.exitcode == 0
@@ -140,10 +118,9 @@ def kill_and_compare(processes, method, folder, kills):
     while kills:
         runs += 1
         chain = folder / f"chain{runs}"
-        while not list(
-            chain.glob("*/*/summary.json")
-        ):  # a run killed after its summary is finished: the next start would be another run
-            process = processes(command(method, chain))
+        # a run killed after its summary is finished: the next start would be another run
+        while not list(chain.glob("*/*/summary.json")):
+            process = processes(training(method, chain))
             process.join(draw.uniform(0.1, 1) * length if kills else None)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,7 @@
-"""Several processes (gloo, on the CPU) against one with the whole batch. Run as a script, this file is those processes."""
+"""Several processes (gloo, on the CPU) against one with the whole batch.
+
+Run as a script, this file is those processes.
+"""
 
 import json
 import multiprocessing
@@ -21,33 +24,24 @@ from emp_plugin.losses import emp_ssl_loss
 from emp_plugin.methods import emp
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.training.probing import fresh_method
-from support import SCRIPTS
+from support import ROOT, SCRIPTS
+from support.runs import TINY, TINY_EMP, command, the_run
 
 N, B, SIDE = 3, 8, 4  # patches, images of the global batch, side of a patch
 # A ViT has no BatchNorm, whose statistics would be those of a process's own images
 RUN = [
-    "--config-path",
-    str(SCRIPTS / "pretrain"),
-    "--config-name",
-    "digits/emp",
-    "precision=32",
+    *TINY,
+    *TINY_EMP,
     "backbone.name=vit_tiny",
     "backbone.kwargs={patch_size: 16}",
     "backbone.stem_padding=null",
-    "data.num_patches=2",
     "data.image_size=32",
     "data.output_size=32",
     "data.holdout=0.035",
     "data.fraction=0.05",
-    "method_kwargs.embedding_dim=16",
-    "method_kwargs.proj_hidden_dim=16",
-    "method_kwargs.proj_output_dim=8",
     "max_epochs=2",
     "checkpoint.keep_prev=True",
     "auto_resume.enabled=False",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
-    "enable_model_summary=False",
     "evaluation.views=[whole]",
     "evaluation.probes=[knn]",
     "knn_eval.enabled=True",
@@ -64,36 +58,25 @@ def without_batchnorm(inputs, outputs):
 def small_method(chunk):
     """EMP with a network of a few linear layers."""
     emp._dense = without_batchnorm
-    model = fresh_method(
-        read_config(
-            str(SCRIPTS / "pretrain"),
-            "digits/emp",
-            [
-                "method_kwargs.embedding_dim=16",
-                "method_kwargs.proj_hidden_dim=12",
-                "method_kwargs.proj_output_dim=6",
-                f"method_kwargs.patch_chunk={chunk}",
-            ],
-        )
-    )
+    width = "method_kwargs.proj_output_dim=6"
+    settings = [*TINY_EMP, width, f"method_kwargs.patch_chunk={chunk}"]
+    model = fresh_method(read_config(str(SCRIPTS / "pretrain"), "digits/emp", settings))
     name = next(name for name, child in model.named_children() if child is backbone_of(model))
     setattr(model, name, nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 512), nn.Tanh()))
     model.logged = {}
-    model.log_dict = (
-        model.logged.update
-    )  # the means over the processes already: Lightning's own way would wait for each by itself
+    # means over the processes already: Lightning's own way would wait for each by itself
+    model.log_dict = model.logged.update
     return model
 
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(N, B, 3, SIDE, SIDE, generator=generator), torch.randint(
-        0, 10, (B,), generator=generator
-    )
+    x = torch.randn(N, B, 3, SIDE, SIDE, generator=generator)
+    return x, torch.randint(0, 10, (B,), generator=generator)
 
 
 def one_step(rank, size, chunk):
-    """Loss, gradients of the parameters (synchronised once), and the logged values of one step of this process under DDP."""
+    """Loss, gradients (synchronised once) and logged values of this process's step under DDP."""
     model = small_method(chunk)
     model.forward = lambda batch: model.training_step(batch, 0)  # DDP counts on forward
     wrapped = nn.parallel.DistributedDataParallel(model)
@@ -101,11 +84,8 @@ def one_step(rank, size, chunk):
 
     def count(state, bucket):
         buckets.append(bucket.index())
-        return (
-            dist.all_reduce(bucket.buffer().div_(size), async_op=True)
-            .get_future()
-            .then(lambda future: future.value()[0])
-        )
+        work = dist.all_reduce(bucket.buffer().div_(size), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
 
     wrapped.register_comm_hook(None, count)
     x, y = batch()
@@ -117,9 +97,13 @@ def one_step(rank, size, chunk):
     return loss / size, {name: p.grad for name, p in model.named_parameters()}, model.logged
 
 
+def unit_vectors():
+    return F.normalize(torch.randn(N, B, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+
 def loss_of_z(rank, size):
-    """The loss on unit vectors z (N, B, 6), and the gradient for all of them, as DDP's mean weighs it."""
-    z = F.normalize(torch.randn(N, B, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+    """The loss on unit vectors z (N, B, 6), and their gradient as DDP's mean weighs it."""
+    z = unit_vectors()
     mine = z[:, rank * B // size : (rank + 1) * B // size].clone().requires_grad_()
     out = emp_ssl_loss(mine, 200.0, 0.2, emp.gather_images(mine))
     out.loss.backward()
@@ -172,55 +156,38 @@ def start(size, job=None, out=None):
 def main(folder):
     for size in (2, 4):
         start(size, out=f"{folder}/{size}.pt")
-    for name, size, extra in (
-        ("one", 1, []),
-        ("two", 2, []),
-        ("two_after_one", 2, ["one"]),
-        ("one_after_two", 1, ["two"]),
+    for name, size, first in (
+        ("one", 1, None),
+        ("two", 2, None),
+        ("two_after_one", 2, "one"),
+        ("one_after_two", 1, "two"),
     ):
-        job = [
+        settings = [
             *RUN,
             f"checkpoint.dir={folder}/{name}",
             f"devices={size}",
             f"optimizer.batch_size={B // size}",
         ]
-        start(
-            size,
-            [
-                *job,
-                *(
-                    f"resume_from_checkpoint={next(Path(folder, first, 'emp').iterdir())}/epoch\\=1.ckpt"
-                    for first in extra
-                ),
-            ],
-        )
+        if first:
+            checkpoint = the_run(Path(folder, first)) / "epoch\\=1.ckpt"
+            settings.append(f"resume_from_checkpoint={checkpoint}")
+        start(size, command("pretrain", "digits/emp", *settings))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    answer = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, __file__, str(folder)]
+    answer = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=300)
     assert answer.returncode == 0, answer.stderr[-3000:]
     return folder
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_loss_and_its_gradient_for_z_are_those_of_one_process(folder, size):
-    z = (
-        F.normalize(torch.randn(N, B, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
-        .double()
-        .requires_grad_()
-    )
+    z = unit_vectors().double().requires_grad_()
     expected = emp_ssl_loss(z).loss
     expected.backward()
     loss, gradient = torch.load(folder / f"{size}.pt")["z"]
@@ -239,25 +206,14 @@ def test_gradients_and_logged_values_are_those_of_one_process(folder, size, kind
     loss, gradients, logged = torch.load(folder / f"{size}.pt")[kind]
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logged, model.logged, rtol=1e-5, atol=1e-4)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            gradients[name],
-            parameter.grad,
-            rtol=1e-5,
-            atol=1e-5,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
-
-
-def the_run(folder, name):
-    (run,) = (folder / name / "emp").iterdir()
-    return run
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["two", "two_after_one", "one_after_two"])
 def test_a_run_of_two_processes_is_that_of_one_and_either_continues_the_other(folder, name):
     """Also: each validation image counts once (25 in one process and 26 in the other)."""
-    run, reference = the_run(folder, name), the_run(folder, "one")
+    run, reference = the_run(folder / name), the_run(folder / "one")
     ours, theirs = (torch.load(path / "last.ckpt", weights_only=True) for path in (run, reference))
     assert ours["global_step"] == theirs["global_step"] == 12
     for key, value in theirs["state_dict"].items():
@@ -267,10 +223,8 @@ def test_a_run_of_two_processes_is_that_of_one_and_either_continues_the_other(fo
     right = right[right.step.isin(steps)].reset_index(drop=True)
     assert set(steps) == set(range(0 if name == "two" else 6, 12))
     assert left.val_knn_acc1.notna().sum() == (2 if name == "two" else 1)
-    knn = [
-        column for column in left if "knn" in column
-    ]  # the votes are nearly equal this early: several images may go either way
-    rest = sorted(set(left) - set(knn))
+    # but k-NN: the votes are nearly equal this early, and several images may go either way
+    rest = sorted(column for column in left if "knn" not in column)
     pd.testing.assert_frame_equal(left[rest], right[rest], rtol=1e-3, atol=1e-4)
     summaries = [json.loads((path / "summary.json").read_text()) for path in (run, reference)]
     assert summaries[0]["images"] == summaries[1]["images"] == 96

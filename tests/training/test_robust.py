@@ -1,4 +1,7 @@
-"""What a run survives besides SIGKILL: signals, broken and foreign checkpoints, full and read-only disks, a second process."""
+"""What a run survives besides SIGKILL.
+
+Signals, broken and foreign checkpoints, full and read-only disks, a second process.
+"""
 
 import multiprocessing
 import os
@@ -12,70 +15,34 @@ import pandas as pd
 import pytest
 import torch
 
-from emp_plugin import main_pretrain
 from emp_plugin.errors import UserError
-from emp_plugin.training.callbacks import CONFIG_KEY, AtomicCheckpointIO, Checkpoints
+from emp_plugin.training.callbacks import CONFIG_KEY, AtomicCheckpointIO
 from emp_plugin.training.folder import claim
 from emp_plugin.training.metrics import MetricsCSV
 from emp_plugin.training.probing import load_method
-from support import SCRIPTS
+from support import runs
+from support.runs import TINY_EMP, at_step, the_run
 
-TINY = [
-    "precision=32",
-    "data.num_patches=2",
-    "data.patch_size=8",
-    "data.output_size=8",
+SETTINGS = [
     "optimizer.batch_size=8",
     "data.fraction=0.045",
     "data.holdout=0.02",
-    "method_kwargs.embedding_dim=16",
-    "method_kwargs.proj_hidden_dim=16",
-    "method_kwargs.proj_output_dim=8",
     "max_epochs=1",
     "checkpoint.every_n_steps=2",
     "checkpoint.min_seconds=0",
     "evaluation.enabled=False",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
-    "enable_model_summary=False",
     "auto_resume.enabled=True",
 ]
+EMP = [*TINY_EMP, "data.patch_size=8", "data.output_size=8"]
+TWO_VIEWS = ["~method_kwargs", "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]"]
 
 
-def pretrain(folder, *overrides):
-    tiny = [
-        item
-        for item in TINY
-        if "~method_kwargs" not in overrides or not item.startswith("method_kwargs")
-    ]
-    return main_pretrain.main(
-        [
-            "--config-path",
-            str(SCRIPTS / "pretrain"),
-            "--config-name",
-            "digits/emp",
-            *tiny,
-            f"checkpoint.dir={folder}",
-            *overrides,
-        ]
-    )
+def pretrain(folder, *overrides, method=EMP):
+    return runs.pretrain(folder, *SETTINGS, *method, *overrides)
 
 
-def the_run(folder):
-    (run,) = (folder / "emp").iterdir()
-    return run
-
-
-def at_step(monkeypatch, step, act):
-    """Does ``act(trainer)`` at the end of a step."""
-    original = Checkpoints.on_train_batch_end
-
-    def hook(self, trainer, *args):
-        original(self, trainer, *args)
-        if trainer.global_step == step:
-            act(trainer)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", hook)
+def kill(trainer):
+    raise SystemError("killed")
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +71,9 @@ def test_a_signal_is_answered_with_a_checkpoint_and_a_line(
         at_step(patch, 3, lambda trainer: os.kill(os.getpid(), number))
         assert pretrain(tmp_path) == 1
     run = the_run(tmp_path)
-    message = capsys.readouterr().err
-    assert (
-        message
-        == f"error: stopped by {number.name} after step 3; the same command continues from {run / 'last.ckpt'}\n"
+    assert capsys.readouterr().err == (
+        f"error: stopped by {number.name} after step 3; "
+        f"the same command continues from {run / 'last.ckpt'}\n"
     )
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 3
     assert signal.getsignal(number) == handler
@@ -163,27 +129,22 @@ def test_slurm_s_signal_also_requeues(finished, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_baselines_continue_to_the_bit(tmp_path, monkeypatch, method, own):
-    """The momentum's tau, SwAV's queue, the bank of the online k-NN and the means over the epoch."""
-
-    def kill(trainer):
-        raise SystemError("killed")
-
-    overrides = [
+    """The momentum's tau, SwAV's queue, the bank of the online k-NN and the means of the epoch."""
+    settings = [
+        *TWO_VIEWS,
         f"method={method}",
-        "~method_kwargs",
         f"+method_kwargs={{proj_hidden_dim: 16, proj_output_dim: 8, {own}}}",
         "knn_eval.enabled=True",
-        "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]",
         "momentum.base_tau=0.5",
     ]
-    assert pretrain(tmp_path / "reference", *overrides) == 0
+    assert pretrain(tmp_path / "reference", method=settings) == 0
     with monkeypatch.context() as patch:
         at_step(patch, 5, kill)
         with pytest.raises(SystemError):
-            pretrain(tmp_path / "cut", *overrides)
-    assert pretrain(tmp_path / "cut", *overrides) == 0
-    (reference,), (run,) = ((tmp_path / name / method).iterdir() for name in ("reference", "cut"))
-    equal(run, reference)
+            pretrain(tmp_path / "cut", method=settings)
+    assert pretrain(tmp_path / "cut", method=settings) == 0
+    run = the_run(tmp_path / "cut")
+    equal(run, the_run(tmp_path / "reference"))
     assert {"train_acc1_epoch", "val_knn_acc1"} <= set(pd.read_csv(run / "metrics.csv"))
 
 
@@ -199,9 +160,6 @@ def damaged(path, kind):
 
 
 def test_a_broken_checkpoint_is_skipped_for_the_one_before(finished, tmp_path, monkeypatch, capsys):
-    def kill(trainer):
-        raise SystemError("killed")
-
     with monkeypatch.context() as patch:
         at_step(patch, 5, kill)
         with pytest.raises(SystemError):
@@ -236,22 +194,16 @@ def test_broken_checkpoints_are_refused(finished, tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("method", "named"),
     [
-        (
-            [
-                "method=byol",
-                "~method_kwargs",
-                "augmentations=[{crop_size: 8, num_crops: 2, patch_size: 8}]",
-            ],
-            "its method is emp, this one's byol",
-        ),
-        (["backbone.name=resnet50"], "its backbone is"),
-        (["method_kwargs.proj_output_dim=9"], "its method_kwargs is"),
+        (["method=byol", *TWO_VIEWS], "its method is emp, this one's byol"),
+        ([*EMP, "backbone.name=resnet50"], "its backbone is"),
+        ([*EMP, "method_kwargs.proj_output_dim=9"], "its method_kwargs is"),
     ],
 )
-def test_foreign_checkpoints_are_refused(finished, tmp_path, capsys, overrides, named):
-    assert pretrain(tmp_path, *overrides, f"resume_from_checkpoint={finished / 'last.ckpt'}") == 1
+def test_foreign_checkpoints_are_refused(finished, tmp_path, capsys, method, named):
+    checkpoint = f"resume_from_checkpoint={finished / 'last.ckpt'}"
+    assert pretrain(tmp_path, checkpoint, method=method) == 1
     assert f"is of another run: {named}" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
@@ -261,7 +213,7 @@ def test_a_checkpoint_of_other_classes_is_refused(finished, tmp_path, config):
     state[CONFIG_KEY]["data"]["num_classes"] = 100
     torch.save(state, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="data.num_classes is 100, this one's 10"):
-        load_method(tmp_path / "x.ckpt", like=config("digits/emp", *TINY))
+        load_method(tmp_path / "x.ckpt", like=config("digits/emp", *EMP))
 
 
 class Payload:
@@ -302,13 +254,11 @@ def test_one_process_at_a_time(tmp_path, config, monkeypatch, capsys):
 
 
 def test_a_dead_worker_is_named(tmp_path, monkeypatch, capsys):
-    at_step(
-        monkeypatch,
-        3,
-        lambda trainer: [
-            os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()
-        ],
-    )
+    def kill_workers(trainer):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    at_step(monkeypatch, 3, kill_workers)
     assert pretrain(tmp_path, "data.num_workers=1", "optimizer.batch_size=4") == 1
     message = capsys.readouterr().err
     assert "a data worker died after step" in message
@@ -328,10 +278,8 @@ def test_a_worker_that_dies_as_it_hands_something_over_is_named(
 
     at_step(monkeypatch, 1, fail)
     assert pretrain(tmp_path, "optimizer.batch_size=4") == 1
-    assert (
-        f"a data worker died after step 1 ({said}): out of memory, perhaps"
-        in capsys.readouterr().err
-    )
+    message = f"a data worker died after step 1 ({said}): out of memory, perhaps"
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -339,12 +287,8 @@ def small_disk(tmp_path):
     """A file system of 3 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if (
-        not shutil.which("mount")
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True
-        ).returncode
-    ):
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     yield disk
     subprocess.run(["umount", disk], check=True)

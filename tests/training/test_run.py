@@ -1,5 +1,6 @@
 """The whole job through the command line, made tiny: a few steps on digits."""
 
+import itertools
 import json
 from importlib import import_module
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin import main_knn, main_linear
 from emp_plugin.config import augmentations, read_config
 from emp_plugin.evaluation import extract_features
 from emp_plugin.evaluation.probes import train_classifier
@@ -20,15 +21,11 @@ from emp_plugin.training.data import PretrainData
 from emp_plugin.training.probing import evaluate_run, fresh_method
 from emp_plugin.training.run import batch_norm_group
 from emp_plugin.transforms import BatchMultiPatch
-from support import SCRIPTS
+from support import SCRIPTS, runs
+from support.runs import TINY_EMP, at_step, command, the_run
 
-TINY = [
-    "precision=32",
-    "data.num_patches=2",
+SETTINGS = [
     "optimizer.batch_size=16",
-    "method_kwargs.embedding_dim=32",
-    "method_kwargs.proj_hidden_dim=32",
-    "method_kwargs.proj_output_dim=16",
     "data.fraction=0.06",
     "limit_val_batches=1",
     "evaluation.linear.epochs=2",
@@ -37,28 +34,15 @@ TINY = [
     "checkpoint.every_n_steps=2",
     "checkpoint.min_seconds=0",
     "checkpoint.keep_prev=True",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
 ]
 
 
-def pretrain(folder, *overrides):
-    return main_pretrain.main(
-        [
-            "--config-path",
-            str(SCRIPTS / "pretrain"),
-            "--config-name",
-            "digits/emp",
-            *TINY,
-            f"checkpoint.dir={folder}",
-            *overrides,
-        ]
-    )
+def pretrain(folder, *overrides, method=TINY_EMP):
+    return runs.pretrain(folder, *SETTINGS, *method, *overrides)
 
 
-def the_run(folder):
-    (run,) = (folder / "emp").iterdir()
-    return run
+def state_of(path):
+    return torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -97,24 +81,18 @@ def test_what_a_run_leaves(finished):
     } <= names
     assert not [name for name in names if "tmp" in name]
     summary = json.loads((finished / "summary.json").read_text())
-    assert (summary["epochs"], summary["steps"], summary["images"], summary["patches"]) == (
-        2,
-        10,
-        160,
-        320,
-    )
+    counts = [summary[key] for key in ("epochs", "steps", "images", "patches")]
+    assert counts == [2, 10, 160, 320]
     assert summary["batch_norm_group"] == 2 * 16
     assert summary["train_seconds"] > 0
     assert summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
     rows = pd.DataFrame(summary["evaluation"])
-    assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == {
-        (model, features, "bag of 2 plain", probe)
-        for model in ("emp", "untrained")
-        for features in ("backbone", "embedding")
-        for probe in ("linear", "knn")
-    } | {("emp", "backbone", "bag of 2 plain", "online linear")} | {
-        ("raw pixels", "pixels", "whole", probe) for probe in ("linear", "knn")
-    }
+    bag, probes = "bag of 2 plain", ("linear", "knn")
+    networks, features = ("emp", "untrained"), ("backbone", "embedding")
+    expected = {("emp", "backbone", bag, "online linear")}
+    expected |= set(itertools.product(networks, features, [bag], probes))
+    expected |= {("raw pixels", "pixels", "whole", probe) for probe in probes}
+    assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == expected
     assert rows.top1.between(0, 100).all()
     assert (rows.top5 >= rows.top1).all()
     metrics = pd.read_csv(finished / "metrics.csv")
@@ -153,35 +131,25 @@ def test_the_online_classifier_s_row_is_the_validation_s(config, digits, tmp_pat
     )
     train, test = digits[0].subset(range(80)), digits[1].subset(range(60))
     model, (augmentation, *_) = fresh_method(cfg), augmentations(cfg)
-    features = extract_features(model, train, augmentation)
-    ((weight, bias),) = train_classifier(
-        features.features["backbone"], features.targets, 10, 30, 0.03, 0, 10
-    )  # an online one that knows something
+    # an online classifier that knows something
+    extracted = extract_features(model, train, augmentation)
+    features = extracted.features["backbone"]
+    ((weight, bias),) = train_classifier(features, extracted.targets, 10, 30, 0.03, 0, 10)
     model.classifier.load_state_dict({"weight": weight, "bias": bias})
-    rows = evaluate_run(
-        cfg, cfg.evaluation, model, train, test, torch.device("cpu"), tmp_path / "evaluation.csv"
-    )
+    device, out = torch.device("cpu"), tmp_path / "evaluation.csv"
+    rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out)
     (row,) = [row for row in rows if row["probe"] == "online linear"]
     views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    (validated,) = trainer.validate(
-        model,
-        datamodule=PretrainData(train, test, views, 16, 0, 0, stacked=False, on_device=True),
-        verbose=False,
-    )
-    assert (row["model"], row["features"], row["view"], row["labels"]) == (
-        method,
-        "backbone",
-        "whole",
-        1,
-    )
+    data = PretrainData(train, test, views, 16, 0, 0, stacked=False, on_device=True)
+    (validated,) = trainer.validate(model, datamodule=data, verbose=False)
+    about = [row[key] for key in ("model", "features", "view", "labels")]
+    assert about == [method, "backbone", "whole", 1]
     assert 25 < row["top1"] < row["top5"]
-    assert (row["top1"], row["top5"]) == (
-        pytest.approx(validated["val_acc1"], abs=0.006),
-        pytest.approx(validated["val_acc5"], abs=0.006),
-    )
+    assert row["top1"] == pytest.approx(validated["val_acc1"], abs=0.006)
+    assert row["top5"] == pytest.approx(validated["val_acc5"], abs=0.006)
 
 
 def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypatch, capsys):
@@ -192,11 +160,9 @@ def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypa
         "evaluation.probes=[knn]",
         "evaluation.bag_patches=2",
     )
-    data, out, module = (
-        (digits[0].subset(range(40)), digits[1].subset(range(20))),
-        tmp_path / "evaluation.csv",
-        import_module("emp_plugin.evaluation.evaluate"),
-    )
+    data = digits[0].subset(range(40)), digits[1].subset(range(20))
+    out = tmp_path / "evaluation.csv"
+    module = import_module("emp_plugin.evaluation.evaluate")
     model, extract, taken = fresh_method(cfg), module.extract_features, []
 
     def extract_until(end):
@@ -224,33 +190,33 @@ def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypa
         for split in ("train", "test")
     ]
     assert "continued after raw pixels, whole; emp, whole" in capsys.readouterr().out
-    drop = [
-        [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-        for rows in (whole, continued)
-    ]
-    assert drop[0] == drop[1]
-    assert pd.read_csv(out).drop(columns="seconds").to_dict("records") == drop[0]
+    for rows in (whole, continued):
+        for row in rows:
+            del row["seconds"]
+    assert whole == continued
+    assert pd.read_csv(out).drop(columns="seconds").to_dict("records") == whole
 
-    for change in (
-        lambda: torch.nn.init.zeros_(model.embedder[0].weight),
-        lambda: data[0].images.bitwise_not_(),
-    ):
+    def other_weights():
+        torch.nn.init.zeros_(model.embedder[0].weight)
+
+    def other_images():
+        data[0].images.bitwise_not_()
+
+    for change in (other_weights, other_images):
         with pytest.raises(KeyboardInterrupt):
             extract_until(5)
         change()
-        extract_until(None)  # other weights or images: from the beginning
+        extract_until(None)  # from the beginning
         assert len(taken) == 8
         assert [path.name for path in tmp_path.iterdir()] == ["evaluation.csv"]
 
 
 def test_schedule_reaches_zero_over_the_run_s_steps(finished):
-    state = torch.load(finished / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 10
-    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-6)
-    middle = torch.load(finished / "epoch=1.ckpt", weights_only=True)["optimizer_states"][0][
-        "param_groups"
-    ][0]["lr"]
+    states = [state_of(finished / name) for name in ("epoch=1.ckpt", "last.ckpt")]
+    assert [state["global_step"] for state in states] == [5, 10]
+    middle, end = (state["optimizer_states"][0]["param_groups"][0]["lr"] for state in states)
     assert middle == pytest.approx(0.15, rel=1e-3)  # half of the cosine
+    assert end == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -260,40 +226,22 @@ def test_a_run_cut_short_in_an_epoch_ends_as_if_it_never_was(
     class Cut(Exception):
         pass
 
-    original = Checkpoints.on_train_batch_end
+    def cut(trainer):
+        raise Cut
 
-    def cut(self, trainer, *args):
-        original(self, trainer, *args)
-        if trainer.global_step == 7:  # last.ckpt is of step 6, the first of the second epoch
-            raise Cut
-
+    settings = ["max_epochs=2", "auto_resume.enabled=True", f"data.num_workers={num_workers}"]
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_batch_end", cut)
+        at_step(patch, 7, cut)  # last.ckpt is of step 6, the first of the second epoch
         with pytest.raises(Cut):
-            pretrain(
-                tmp_path,
-                "max_epochs=2",
-                "auto_resume.enabled=True",
-                f"data.num_workers={num_workers}",
-            )
-    assert (
-        pretrain(
-            tmp_path, "max_epochs=2", "auto_resume.enabled=True", f"data.num_workers={num_workers}"
-        )
-        == 0
-    )
+            pretrain(tmp_path, *settings)
+    assert pretrain(tmp_path, *settings) == 0
     assert "continued from" in capsys.readouterr().out
-    resumed = the_run(tmp_path)
-    ours, theirs = (
-        torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
-        for run in (resumed, finished)
-    )
+    pair = the_run(tmp_path), finished
+    ours, theirs = (state_of(run / "last.ckpt")["state_dict"] for run in pair)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    left, right = (
-        pd.read_csv(run / "metrics.csv").sort_values("step").reset_index(drop=True)
-        for run in (resumed, finished)
-    )
-    pd.testing.assert_frame_equal(left[sorted(left)], right[sorted(right)])
+    tables = [pd.read_csv(run / "metrics.csv").sort_values("step") for run in pair]
+    left, right = (table[sorted(table)].reset_index(drop=True) for table in tables)
+    pd.testing.assert_frame_equal(left, right)
 
 
 @pytest.mark.parametrize(
@@ -320,65 +268,37 @@ def test_checkpoints_within_an_epoch_are_not_closer_than_asked(
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", ten_seconds_later)
     monkeypatch.setattr(Checkpoints, "on_save_checkpoint", note)
-    assert (
-        pretrain(
-            tmp_path,
-            "max_epochs=2",
-            "checkpoint.every_n_steps=1",
-            f"checkpoint.min_seconds={seconds}",
-            "evaluation.enabled=False",
-        )
-        == 0
-    )
+    spacing = ["checkpoint.every_n_steps=1", f"checkpoint.min_seconds={seconds}"]
+    assert pretrain(tmp_path, "max_epochs=2", "evaluation.enabled=False", *spacing) == 0
     assert sorted(set(written)) == steps
 
 
 def test_a_finished_run_is_not_continued(tmp_path):
+    settings = ["max_epochs=1", "auto_resume.enabled=True", "evaluation.enabled=False"]
     for _ in range(2):
-        assert (
-            pretrain(
-                tmp_path, "max_epochs=1", "auto_resume.enabled=True", "evaluation.enabled=False"
-            )
-            == 0
-        )
+        assert pretrain(tmp_path, *settings) == 0
     assert len(list((tmp_path / "emp").iterdir())) == 2
 
 
 def test_a_baseline_takes_the_same_road(tmp_path):
-    others = [item for item in TINY if not item.startswith("method_kwargs")]
-    assert (
-        main_pretrain.main(
-            [
-                "--config-path",
-                str(SCRIPTS / "pretrain"),
-                "--config-name",
-                "digits/emp",
-                *others,
-                "~method_kwargs.preset",
-                "method=byol",
-                *(
-                    f"method_kwargs.{name}=32"
-                    for name in ("proj_hidden_dim", "proj_output_dim", "pred_hidden_dim")
-                ),
-                f"checkpoint.dir={tmp_path}",
-                "max_epochs=1",
-            ]
-        )
-        == 0
-    )
-    (run,) = (tmp_path / "byol").iterdir()
+    dims = ("proj_hidden_dim", "proj_output_dim", "pred_hidden_dim")
+    byol = [
+        "method=byol",
+        "data.num_patches=2",
+        "~method_kwargs.preset",
+        *(f"method_kwargs.{dim}=32" for dim in dims),
+    ]
+    assert pretrain(tmp_path, "max_epochs=1", method=byol) == 0
+    run = the_run(tmp_path)
+    assert run.parent.name == "byol"
     rows = pd.read_csv(run / "evaluation.csv")
     assert set(rows.model) == {"byol", "untrained", "raw pixels"}
-    assert set(rows.features) == {
-        "backbone",
-        "pixels",
-    }
-    state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(rows.features) == {"backbone", "pixels"}
+    state = state_of(run / "last.ckpt")["state_dict"]
     online, momentum = (state[f"{name}.conv1.weight"] for name in ("backbone", "momentum_backbone"))
     assert not torch.equal(online, momentum)
-    with Image.open(
-        run / "curves.png"
-    ) as picture:  # two panels: its loss, under its own name, and the online accuracy
+    # two panels: its loss, under its own name, and the online accuracy
+    with Image.open(run / "curves.png") as picture:
         assert picture.width > 1.5 * picture.height
 
 
@@ -397,53 +317,35 @@ def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(
     assert not (run / "summary.json").exists()
     assert pretrain(tmp_path, "max_epochs=2", "auto_resume.enabled=True") == 0
     assert (run / "last.ckpt").read_bytes() == before
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, finished)]
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, finished))
     for key in ("epochs", "steps", "images", "patches"):
-        assert summaries[0][key] == summaries[1][key]
-    assert [row["top1"] for row in summaries[0]["evaluation"]] == [
-        row["top1"] for row in summaries[1]["evaluation"]
-    ]
+        assert ours[key] == theirs[key]
+    left, right = ([row["top1"] for row in summary["evaluation"]] for summary in (ours, theirs))
+    assert left == right
     assert len(pd.read_csv(run / "metrics.csv")) == len(pd.read_csv(finished / "metrics.csv"))
 
 
-@pytest.mark.parametrize(
-    ("main", "config", "probe"), [(main_linear, "linear", "linear"), (main_knn, "knn", "knn")]
-)
-def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, config, probe):
-    arguments = [
-        "--config-path",
-        str(SCRIPTS / config / "digits"),
-        "--config-name",
-        "emp",
+@pytest.mark.parametrize(("main", "probe"), [(main_linear, "linear"), (main_knn, "knn")])
+def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe):
+    settings = [
+        f"pretrained_feature_extractor={finished / 'last.ckpt'}",
         "evaluation.views=[bag]",
         "evaluation.bag_patches=2",
         "evaluation.linear.epochs=2",
         "accelerator=cpu",
         "data.fraction=0.06",
     ]
-    assert main.main([*arguments, f"pretrained_feature_extractor={finished / 'last.ckpt'}"]) == 0
-    rows, whole = (
-        pd.read_csv(finished / f"{probe}-digits-last-bag2.csv"),
-        pd.read_csv(finished / "evaluation.csv"),
-    )
+    assert main.main(command(f"{probe}/digits", "emp", *settings)) == 0
+    rows = pd.read_csv(finished / f"{probe}-digits-last-bag2.csv")
+    whole = pd.read_csv(finished / "evaluation.csv")
+    whole = whole[whole.probe.isin([probe, f"online {probe}"])].reset_index(drop=True)
     columns = ["model", "features", "view", "top1", "top5"]
-    pd.testing.assert_frame_equal(
-        rows[columns],
-        whole[whole.probe.isin([probe, f"online {probe}"])][columns].reset_index(drop=True),
-    )
+    pd.testing.assert_frame_equal(rows[columns], whole[columns])
 
 
 def test_nan_loss_stops_with_advice(tmp_path, capsys):
-    assert (
-        pretrain(
-            tmp_path,
-            "optimizer.lr=1e30",
-            "optimizer.kwargs.clip_lr=False",
-            "optimizer.kwargs.eta=1e30",
-            "evaluation.enabled=False",
-        )
-        == 1
-    )
+    rates = ["optimizer.lr=1e30", "optimizer.kwargs.clip_lr=False", "optimizer.kwargs.eta=1e30"]
+    assert pretrain(tmp_path, "evaluation.enabled=False", *rates) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: the loss is")
     assert "learning rate" in message
@@ -474,15 +376,8 @@ def test_mistakes_leave_nothing_behind(tmp_path, capsys, overrides, message):
 
 def test_checkpoints_that_cannot_be_probed(finished, tmp_path, capsys):
     def probe(path):
-        status = main_linear.main(
-            [
-                "--config-path",
-                str(SCRIPTS / "linear" / "digits"),
-                "--config-name",
-                "emp",
-                f"pretrained_feature_extractor={path}",
-            ]
-        )
+        checkpoint = f"pretrained_feature_extractor={path}"
+        status = main_linear.main(command("linear/digits", "emp", checkpoint))
         return status, capsys.readouterr().err
 
     assert probe(tmp_path) == (1, f"error: checkpoint {tmp_path} is not a file\n")
@@ -491,7 +386,7 @@ def test_checkpoints_that_cannot_be_probed(finished, tmp_path, capsys):
     assert probe(broken)[0] == 1
     torch.save({"state_dict": {}}, broken)
     assert "was not written by emp_plugin" in probe(broken)[1]
-    state = torch.load(finished / "last.ckpt", weights_only=True)
+    state = state_of(finished / "last.ckpt")
     state[CONFIG_KEY]["method_kwargs"]["proj_output_dim"] = 17
     torch.save(state, broken)
     status, message = probe(broken)
