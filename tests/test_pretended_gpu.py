@@ -1,5 +1,9 @@
-"""What a GPU would notice, on a machine without one: tensors that say they are on cuda:0 and compute on the CPU, refuse operands from the CPU, and note
-when the host waits for one of their values. Kernels, streams and autocast are not pretended."""
+"""What a GPU would notice, on a machine without one.
+
+The tensors here say that they are on cuda:0 and compute on the CPU. They refuse operands from the
+CPU, and note when the host waits for one of their values. Kernels, streams and autocast are not
+pretended.
+"""
 
 from types import SimpleNamespace
 
@@ -24,7 +28,10 @@ waits, pinned = [], []
 
 
 class Pretended(torch.Tensor):
-    """A tensor of the pretended GPU around one of the CPU; torch's own side sees a meta tensor, which needs no driver."""
+    """A tensor of the pretended GPU around one of the CPU.
+
+    Torch's own side sees a meta tensor, which needs no driver.
+    """
 
     device = property(lambda self: torch.device("cuda:0"))
     is_cuda = property(lambda self: True)
@@ -57,18 +64,14 @@ def compute(func, args, kwargs):
     source = "cuda" if any(isinstance(tensor, Pretended) for tensor in tensors) else "cpu"
     target = source if device is None else torch.device(device).type
     if source == "cuda":
-        assert all(isinstance(tensor, Pretended) or not tensor.ndim for tensor in tensors), (
-            f"{name}: tensors of two devices"
-        )
-        by_mask = name == "aten::index" and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        waits.extend([name] if name in WAITING or by_mask else [])
+        there = [isinstance(tensor, Pretended) or not tensor.ndim for tensor in tensors]
+        assert all(there), f"{name}: tensors of two devices"
+        if name in WAITING or indexes_by_mask(name, args):
+            waits.append(name)
     if name == "aten::_to_copy" and source != target:
-        at_once = kwargs.get("non_blocking") and (
-            source == "cuda" or any(args[0] is tensor for tensor in pinned)
-        )
-        waits.extend([] if at_once else [f"copy to {target}"])
+        unpinned = source == "cpu" and not any(args[0] is tensor for tensor in pinned)
+        if unpinned or not kwargs.get("non_blocking"):
+            waits.append(f"copy to {target}")
     inner = kwargs if device is None else kwargs | {"device": torch.device("cpu")}
     out = func(
         *tree_map_only(Pretended, lambda tensor: tensor.inner, args),
@@ -80,22 +83,21 @@ def compute(func, args, kwargs):
     return return_and_correct_aliasing(func, args, kwargs, out) if source == "cuda" else out
 
 
+def indexes_by_mask(name, args):
+    return name == "aten::index" and any(
+        index is not None and index.dtype == torch.bool for index in args[1]
+    )
+
+
 def to_the_gpu(module):
     for part in module.modules():
-        part._parameters.update(
-            {
-                name: torch.nn.Parameter(Pretended(p.detach().clone()), p.requires_grad)
-                for name, p in part._parameters.items()
-                if p is not None
-            }
-        )
-        part._buffers.update(
-            {
-                name: Pretended(buffer.clone())
-                for name, buffer in part._buffers.items()
-                if buffer is not None
-            }
-        )
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                there = Pretended(parameter.detach().clone())
+                part._parameters[name] = torch.nn.Parameter(there, parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = Pretended(buffer.clone())
     return module
 
 
@@ -105,15 +107,13 @@ def gpu(monkeypatch):
         pinned.append(tensor.clone())
         return pinned[-1]
 
+    event = SimpleNamespace(synchronize=lambda: None)
+    stream = SimpleNamespace(record_event=lambda: event)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr(
-        torch.cuda,
-        "current_stream",
-        lambda: SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None)),
-    )
     waits.clear()
     yield PretendedGPU
     pinned.clear()
@@ -162,7 +162,11 @@ def test_patches_are_made_without_waiting(gpu, settings):
 
 @pytest.mark.parametrize("chunk", ["null", "2"])
 def test_a_step_does_not_wait(gpu, config, chunk):
-    """Forward, loss, logged values and backward; nor do torch's operators ask for a value inside, such as an error code, which a profile of the CPU shows."""
+    """Forward, loss, logged values and backward.
+
+    Nor do torch's operators ask for a value inside, such as an error code: a profile of the CPU
+    would show it.
+    """
     cfg = config(
         "digits/emp",
         f"method_kwargs.patch_chunk={chunk}",
@@ -183,22 +187,19 @@ def test_a_step_does_not_wait(gpu, config, chunk):
         made.backward()
     assert not waits
     assert torch.equal(made.detach().inner, loss.detach())
-    assert all(
-        torch.equal(p.grad.inner, q.grad) for p, q in zip(there.parameters(), model.parameters())
-    )
+    for p, q in zip(there.parameters(), model.parameters()):
+        assert torch.equal(p.grad.inner, q.grad)
 
 
 def test_a_broken_loss_is_found_without_waiting(gpu):
-    watch, trainer = (
-        StopOnBrokenLoss(),
-        SimpleNamespace(global_step=3, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.3}])]),
-    )
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.3}])
+    trainer = SimpleNamespace(global_step=3, optimizers=[optimizer])
+    watch = StopOnBrokenLoss()
     with gpu():
         for value in (1.0, float("nan")):
+            outputs = {"loss": Pretended(torch.tensor(value))}
             watch.on_train_batch_start(trainer, None, None, 0)
-            watch.on_train_batch_end(
-                trainer, None, {"loss": Pretended(torch.tensor(value))}, None, 0
-            )
+            watch.on_train_batch_end(trainer, None, outputs, None, 0)
         assert not waits
         with pytest.raises(UserError, match="the loss is nan at step 3"):
             watch.on_train_epoch_end(trainer, None)
