@@ -1,13 +1,20 @@
-"""`BatchMultiPatch` against the torchvision PIL pipeline in a DataLoader with two workers, and against kornia's nearest equivalent.
+"""`BatchMultiPatch` beside PIL in a DataLoader with two workers, and beside kornia.
 
-All start from the same uint8 images in memory and make float32 patches, normalised. The PIL pipeline is `MultiPatchTransform`; its workers
-live through all trials, and a trial is one pass over the images, so that start-up is not counted.
+All start from the same uint8 images in memory and make float32 patches, normalised.
 
-kornia (optional, `pip install kornia`) is an AugmentationSequential of the same operations on each image repeated n times. Like ours it
-draws per patch: crop position, flip, the four strengths of the jitter, the blur's sigma, and which patches are jittered, greyed, blurred and
-solarised. Where it is per batch and ours per patch: the order of the jitter's operations, one permutation for all n x b patches (in ColorJiggle as
-in ColorJitter; the latter, taken here, has torchvision's formulas). Its shared blur kernel of 17 taps is ours for sigma up to 2. Crops
-only of a fixed size: without antialiasing its resizing is ours when it enlarges.
+PIL is torchvision's pipeline, `MultiPatchTransform`. Its workers live through all trials, so that
+their start is not counted.
+
+kornia (optional, `pip install kornia`) is an AugmentationSequential of the same operations, on each
+image repeated n times:
+
+- Like ours it draws per patch: crop position, flip, the four strengths of the jitter, the blur's
+  sigma, and which patches are jittered, greyed, blurred and solarised.
+- The order of the jitter's operations is one permutation for all n x b patches, where ours is per
+  patch. That is so in ColorJiggle as in ColorJitter. The latter, taken here, has torchvision's
+  formulas.
+- Its shared blur kernel of 17 taps is ours for sigma up to 2.
+- Crops are only of a fixed size: it has no antialiasing, so its resizing is ours when it enlarges.
 """
 
 import torch
@@ -34,19 +41,16 @@ class PILPatches(torch.utils.data.Dataset):
 
 
 def kornia_pipeline(augmentation: PatchAugmentation) -> torch.nn.Module:
-    """kornia's operations for a augmentation of fixed-size crops: float (k, 3, H, W) in [0, 1] -> (k, 3, s, s)."""
+    """kornia's operations for fixed-size crops: float (k, 3, H, W) in [0, 1] -> (k, 3, s, s)."""
     import kornia.augmentation as K
 
-    size = augmentation.output_size
+    size, mode = augmentation.output_size, augmentation.interpolation
     taps = 2 * blur_radius(augmentation.blur_sigma[1], size) + 1
-    resize = (
-        []
-        if augmentation.patch_size == size
-        else [K.Resize((size, size), resample=augmentation.interpolation, align_corners=False)]
-    )
+    crop = [K.RandomCrop((augmentation.patch_size, augmentation.patch_size))]
+    if augmentation.patch_size != size:
+        crop.append(K.Resize((size, size), resample=mode, align_corners=False))
     return K.AugmentationSequential(
-        K.RandomCrop((augmentation.patch_size, augmentation.patch_size)),
-        *resize,
+        *crop,
         K.RandomHorizontalFlip(p=augmentation.flip_prob),
         K.ColorJitter(*augmentation.jitter, p=augmentation.jitter_prob),
         K.RandomGrayscale(p=augmentation.grey_prob),
@@ -59,24 +63,18 @@ def kornia_pipeline(augmentation: PatchAugmentation) -> torch.nn.Module:
 def main() -> None:
     args = arguments(__doc__, trials=5)
     bicubic = dict(interpolation="bicubic")
-    # name: augmentation, images, their side, passes over them per trial (a batch each: an even number, for the two workers share batches)
+    area = "the area -> 224, bicubic"
+    share = dict(ratio=(3 / 4, 4 / 3), **bicubic)
+    wide = dict(scale=(0.08, 1.0), **share)
+    # Name: augmentation, images, their side, passes over them per trial. A pass is one batch. There
+    # is an even number of them, because two workers share them.
     settings = {
         "16 -> 16": (PatchAugmentation(20, 16, 16), 100, 32, 4),
         "16 -> 32": (PatchAugmentation(20, 16, 32), 100, 32, 4),
         "112 -> 224": (PatchAugmentation(20, 112, 224), 10, 224, 2),
         "112 -> 224, bicubic": (PatchAugmentation(20, 112, 224, **bicubic), 10, 224, 2),
-        "a quarter of the area -> 224, bicubic": (
-            PatchAugmentation(20, None, 224, ratio=(3 / 4, 4 / 3), **bicubic),
-            10,
-            224,
-            2,
-        ),
-        "0.08 to 1 of the area -> 224, bicubic": (
-            PatchAugmentation(20, None, 224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), **bicubic),
-            10,
-            256,
-            2,
-        ),  # fmt: skip
+        f"a quarter of {area}": (PatchAugmentation(20, None, 224, **share), 10, 224, 2),
+        f"0.08 to 1 of {area}": (PatchAugmentation(20, None, 224, **wide), 10, 256, 2),
     }
     cases = {}
     for name, (augmentation, b, side, passes) in settings.items():
@@ -84,12 +82,8 @@ def main() -> None:
             b, passes = 2, 1
         images = torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)
         on_device, transform = images.to(DEVICE), BatchMultiPatch.from_augmentation(augmentation)
-        loader = DataLoader(
-            PILPatches(images.repeat(passes, 1, 1, 1), augmentation),
-            b,
-            num_workers=2,
-            persistent_workers=True,
-        )
+        data = PILPatches(images.repeat(passes, 1, 1, 1), augmentation)
+        loader = DataLoader(data, b, num_workers=2, persistent_workers=True)
 
         def ours():
             for _ in range(passes):
@@ -99,6 +93,11 @@ def main() -> None:
             for patches in loader:
                 [patch.to(DEVICE) for patch in patches]
 
+        def kornia():
+            for _ in range(passes):
+                repeated = (on_device.float() / 255).repeat(augmentation.num_patches, 1, 1, 1)
+                theirs(repeated)
+
         references = {"PIL, 2 workers": pil}
         if augmentation.patch_size:
             try:
@@ -106,18 +105,14 @@ def main() -> None:
             except ImportError:
                 print("kornia is not installed (pip install kornia): its case is left out")
             else:
-                references["kornia"] = lambda: [
-                    theirs((on_device.float() / 255).repeat(augmentation.num_patches, 1, 1, 1))
-                    for _ in range(passes)
-                ]
+                references["kornia"] = kornia
         for other, reference in references.items():
             case = side_by_side(ours, reference, args.trials)
             patches = augmentation.num_patches * b * passes
-            case["patches_per_second"] = {
-                who: patches / case[who]["median"] for who in ("ours", "reference")
-            }
+            speed = {who: patches / case[who]["median"] for who in ("ours", "reference")}
+            case["patches_per_second"] = speed
             print(
-                f"{name}, {other}: {case['patches_per_second']['ours']:,.0f} patches/s, theirs {case['patches_per_second']['reference']:,.0f}"
+                f"{name}, {other}: {speed['ours']:,.0f} patches/s, theirs {speed['reference']:,.0f}"
             )
             cases[f"{other}, {name}, b {b}, n {augmentation.num_patches}"] = case
     report("BatchMultiPatch", cases, args)

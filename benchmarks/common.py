@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def arguments(description: str, trials: int) -> argparse.Namespace:
-    """``--json FILE --trials N`` and ``--small``, which only shows that the script runs: its figures mean nothing."""
+    """``--json FILE --trials N``, and ``--small``, whose figures mean nothing."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--trials", type=int, default=trials)
@@ -40,9 +40,9 @@ def seconds(function: Callable[[], Any]) -> float:
 def side_by_side(
     ours: Callable[[], Any], reference: Callable[[], Any], trials: int
 ) -> dict[str, Any]:
-    """Time both in turn, ``trials`` times after one warm-up each: seconds (median, min, max), and the median of the trials' ratios.
+    """Times both ``trials`` times after one warm-up each, in turn: a slow machine slows both.
 
-    In turn, so that a machine that slows down slows both.
+    Returns what :func:`case` does.
     """
     ours(), reference()
     pairs = [(seconds(ours), seconds(reference)) for _ in range(trials)]
@@ -50,14 +50,14 @@ def side_by_side(
 
 
 def case(ours: list[float], reference: list[float] | None) -> dict[str, Any]:
-    """Seconds of paired trials -> what :func:`report` prints of them; without a reference only ours."""
+    """Seconds of paired trials -> median, min and max of each, and the median of their ratios.
+
+    Without a reference only ours.
+    """
     if reference is None:
         return {"ours": _spread(ours), "reference": None, "ratio": None}
-    return {
-        "ours": _spread(ours),
-        "reference": _spread(reference),
-        "ratio": statistics.median(b / a for a, b in zip(ours, reference)),
-    }
+    ratio = statistics.median(b / a for a, b in zip(ours, reference))
+    return {"ours": _spread(ours), "reference": _spread(reference), "ratio": ratio}
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -65,44 +65,30 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def report(title: str, cases: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print the cases and write them as one JSON object. A case holds at least ours, reference and ratio (reference / ours), and perhaps peak_mb."""
-    table = Table(
-        title=f"{title} ({args.trials} trials, {versions()['hardware']}, torch {torch.__version__})"
-    )
-    for column in (
-        "case",
-        "ours: median s (min to max)",
-        "reference",
-        "reference / ours",
-        "peak MB",
-    ):
+    """Prints the cases and writes them as one JSON object.
+
+    A case holds at least ours, reference and ratio (reference / ours), and perhaps peak_mb.
+    """
+    hardware = versions()["hardware"]
+    table = Table(title=f"{title} ({args.trials} trials, {hardware}, torch {torch.__version__})")
+    columns = "case", "ours: median s (min to max)", "reference", "reference / ours", "peak MB"
+    for column in columns:
         table.add_column(column)
     for name, measured in cases.items():
         times = [
             f"{t['median']:.4g} ({t['min']:.4g} to {t['max']:.4g})" if t else ""
             for t in (measured["ours"], measured["reference"])
         ]
-        table.add_row(
-            name,
-            *times,
-            f"{measured['ratio']:.2f}" if measured["ratio"] else "",
-            f"{measured.get('peak_mb', '')}",
-        )
+        ratio = f"{measured['ratio']:.2f}" if measured["ratio"] else ""
+        table.add_row(name, *times, ratio, str(measured.get("peak_mb", "")))
     Console(width=150).print(table)
     if args.json:
-        hardware = f"{versions()['hardware']}, {torch.get_num_threads()} threads"
-        write_text(
-            args.json,
-            json.dumps(
-                {
-                    "benchmark": title,
-                    "hardware": hardware,
-                    "versions": versions(),
-                    "trials": args.trials,
-                    "small": args.small,
-                    "cases": cases,
-                },
-                indent=2,
-            )
-            + "\n",
-        )
+        written = {
+            "benchmark": title,
+            "hardware": f"{hardware}, {torch.get_num_threads()} threads",
+            "versions": versions(),
+            "trials": args.trials,
+            "small": args.small,
+            "cases": cases,
+        }
+        write_text(args.json, json.dumps(written, indent=2) + "\n")

@@ -1,4 +1,7 @@
-"""A step of the recipe's LARS, on the parameters of the recipe's model, beside plain SGD with momentum and weight decay."""
+"""A step of LARS beside one of plain SGD with momentum and weight decay.
+
+Settings and parameters are those of the recipe `cifar/emp_native`.
+"""
 
 import tempfile
 from pathlib import Path
@@ -23,14 +26,7 @@ class TimeOptimizer(pl.Callback):
     def __init__(self, trials: int):
         self.trials = trials
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         for parameter in module.parameters():
             parameter.grad = torch.randn_like(parameter)
         copies = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]
@@ -42,40 +38,26 @@ class TimeOptimizer(pl.Callback):
 
 
 def main() -> None:
-    args = arguments(__doc__, trials=20)
-    cfg = read_config(
-        SCRIPTS,
-        "cifar/emp_native",
-        [
-            "data.dataset=digits",
-            "data.num_patches=2",
-            "optimizer.batch_size=4",
-            "limit_train_batches=1",
-            "enable_progress_bar=False",
-            "enable_model_summary=False",
-        ],
-    )
+    args = arguments(__doc__.splitlines()[0], trials=20)
+    overrides = [
+        "data.dataset=digits",
+        "data.num_patches=2",
+        "optimizer.batch_size=4",
+        "limit_train_batches=1",
+        "enable_progress_bar=False",
+        "enable_model_summary=False",
+    ]
+    cfg = read_config(SCRIPTS, "cifar/emp_native", overrides)
     views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+    images, _ = load_dataset("digits", None)
+    data = PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True)
     watch = TimeOptimizer(args.trials)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))
         trainer.callbacks.append(watch)
-        trainer.fit(
-            fresh_method(cfg),
-            datamodule=PretrainData(
-                load_dataset("digits", None)[0],
-                None,
-                views,
-                cfg.optimizer.batch_size,
-                cfg.seed,
-                stacked=True,
-            ),
-        )
-    report(
-        "LARS step",
-        {f"LARS, {watch.case['parameters'] / 1e6:.1f} M parameters; SGD": watch.case},
-        args,
-    )
+        trainer.fit(fresh_method(cfg), datamodule=data)
+    name = f"LARS, {watch.case['parameters'] / 1e6:.1f} M parameters; SGD"
+    report("LARS step", {name: watch.case}, args)
 
 
 if __name__ == "__main__":

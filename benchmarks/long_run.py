@@ -1,4 +1,7 @@
-"""Memory and open files over 2,000 steps of a tiny run, without and with worker processes; and what a folder of 100,000 images costs at the start."""
+"""Memory and open files over 2,000 steps of a tiny run, and the cost of reading a large folder.
+
+The run is without and with worker processes. The folder has 100,000 images.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +42,18 @@ TINY = [
     "knn_eval.enabled=True",
     "log_every_n_steps=10",
 ]
-START_UP = (
-    "import sys, resource; from emp_plugin.data import load_dataset; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; import time; t = time.perf_counter(); "
-    "n = len(load_dataset('cifar10', sys.argv[1])[0]); print(n, time.perf_counter() - t, a, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-)
+# Prints images, seconds, and the peak memory in KB before and after reading them.
+START_UP = """
+import resource, sys, time
+from emp_plugin.data import load_dataset
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before, began = peak(), time.perf_counter()
+images = len(load_dataset("cifar10", sys.argv[1])[0])
+print(images, time.perf_counter() - began, before, peak())
+"""
 
 
 def family(pid: int) -> list[int]:
@@ -51,16 +63,18 @@ def family(pid: int) -> list[int]:
 
 
 def usage(pid: int) -> tuple[float, int]:
-    """Resident memory in MB (of the process alone: workers share its pages) and open files of a process and its children."""
+    """Resident memory of a process in MB, and open files of it and its children.
+
+    Memory is of the process alone, because workers share its pages.
+    """
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sum(
-        len(os.listdir(f"/proc/{one}/fd")) for one in family(pid)
-    )
+    files = sum(len(os.listdir(f"/proc/{one}/fd")) for one in family(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files
 
 
 def long_run(epochs: int, batches: int, workers: int) -> dict[str, Any]:
-    """(step, MB, open files) of a run, sampled four times a second."""
-    samples = []
+    """Seconds, memory and open files of a run, sampled four times a second."""
+    samples = []  # (step, MB, open files)
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -81,20 +95,16 @@ def long_run(epochs: int, batches: int, workers: int) -> dict[str, Any]:
         while process.poll() is None:
             time.sleep(0.25)
             for metrics in Path(folder).glob("emp/*/metrics.csv"):
-                try:
-                    samples.append(
-                        (
-                            int(metrics.read_text().splitlines()[-1].split(",")[0]),
-                            *usage(process.pid),
-                        )
-                    )
-                except (OSError, IndexError, ValueError):
-                    pass  # it has just ended, or writes a line
+                # it may just have ended, or be writing a line
+                with suppress(OSError, IndexError, ValueError):
+                    last = metrics.read_text().splitlines()[-1]
+                    samples.append((int(last.split(",")[0]), *usage(process.pid)))
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} failed")
     steps = epochs * batches
     marks = {}
-    for part in (0.1, 0.25, 0.5, 0.75, 0.95):  # the very end holds the last checkpoint and pictures
+    # not at the very end, which holds the last checkpoint and pictures
+    for part in (0.1, 0.25, 0.5, 0.75, 0.95):
         step, memory, files = min(samples, key=lambda sample: abs(sample[0] - part * steps))
         marks[f"step {step}"] = {"MB": round(memory, 1), "open files": files}
     return {
@@ -116,12 +126,10 @@ def start_up(images: int) -> dict[str, Any]:
                 folder = Path(root, split, str(label))
                 folder.mkdir(parents=True)
                 for i in range(count // 10):
-                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
-                        folder / f"{i}.png", compress_level=0
-                    )
-        answer = subprocess.run(
-            [sys.executable, "-c", START_UP, root], capture_output=True, text=True, check=True
-        )
+                    pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{i}.png", compress_level=0)
+        command = [sys.executable, "-c", START_UP, root]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
     count, seconds, before, after = (float(value) for value in answer.stdout.split())
     return {
         "images": int(count),
@@ -133,34 +141,27 @@ def start_up(images: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = arguments(__doc__, trials=1)
+    args = arguments(__doc__.splitlines()[0], trials=1)
     epochs, batches, images = (2, 20, 1000) if args.small else (6, 334, 100_000)
     cases = {
         "no workers": long_run(epochs, batches, 0),
         "2 workers": long_run(epochs, batches, 2),
         "start-up": start_up(images),
     }
-    table = Table(title=f"a long run and a large folder ({versions()['hardware']})")
-    for column in ("case", "figures"):
-        table.add_column(column)
+    hardware = versions()["hardware"]
+    table = Table("case", "figures", title=f"a long run and a large folder ({hardware})")
     for name, case in cases.items():
         table.add_row(name, json.dumps(case))
     Console().print(table)
     if args.json:
-        write_text(
-            args.json,
-            json.dumps(
-                {
-                    "benchmark": "long run",
-                    "hardware": versions()["hardware"],
-                    "versions": versions(),
-                    "small": args.small,
-                    "cases": cases,
-                },
-                indent=2,
-            )
-            + "\n",
-        )
+        written = {
+            "benchmark": "long run",
+            "hardware": hardware,
+            "versions": versions(),
+            "small": args.small,
+            "cases": cases,
+        }
+        write_text(args.json, json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The objective, forward and backward, against the published algorithm (one d x d logdet per patch) and lightly's EMPSSLLoss."""
+"""The objective, forward and backward, beside the published algorithm and lightly's EMPSSLLoss.
+
+The published algorithm takes one d x d determinant per patch.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,45 +11,43 @@ from emp_plugin.losses import emp_ssl_loss
 
 
 def published(z: torch.Tensor, weight: float = 200.0, eps: float = 0.2) -> torch.Tensor:
-    """The loss as the authors' program computes it: a loop over patches, each with a d x d determinant."""
+    """The loss as the authors' program computes it, in a loop over patches."""
     n, b, d = z.shape
-    eye, centre, rate, similarity = torch.eye(d, device=z.device), z.mean(0), 0.0, 0.0
+    eye, centre = torch.eye(d, device=z.device), z.mean(0)
+    rate = similarity = 0.0
     for patch in z:
         rate = rate + torch.logdet(eye + d / (b * eps) * patch.T @ patch) / 2
         similarity = similarity + F.cosine_similarity(patch, centre, dim=1).mean()
     return -(rate + weight * similarity) / n
 
 
+def ours(z: torch.Tensor) -> torch.Tensor:
+    return emp_ssl_loss(z).loss
+
+
 def main() -> None:
-    args = arguments(__doc__, trials=5)
+    args = arguments(__doc__.splitlines()[0], trials=5)
     n, b = (4, 10) if args.small else (200, 100)
     cases = {}
     for d in (16, 32) if args.small else (512, 1024):
         z = F.normalize(torch.randn(n, b, d, device=DEVICE), dim=-1).requires_grad_()
 
-        def backward(loss):
+        def step(loss):
             z.grad = None
-            loss.backward()
+            loss(z).backward()
 
-        ours = lambda: backward(emp_ssl_loss(z).loss)  # noqa: E731
-        size = f"n {n}, b {b}, d {d}"
-        cases[f"loop of d x d logdets, {size}"] = side_by_side(
-            ours, lambda: backward(published(z)), args.trials
-        )
-        cases[f"loop of d x d logdets, {size}"]["values"] = [
-            emp_ssl_loss(z).loss.item(),
-            published(z).item(),
-        ]
+        references = {"loop of d x d logdets": published}
         try:
             from lightly.loss.emp_ssl_loss import EMPSSLLoss
         except ImportError:
             print("lightly is not installed (pip install lightly): its case is left out")
-            continue
-        theirs = EMPSSLLoss()
-        cases[f"lightly, {size}"] = side_by_side(
-            ours, lambda: backward(theirs(list(z))), args.trials
-        )
-        cases[f"lightly, {size}"]["values"] = [emp_ssl_loss(z).loss.item(), theirs(list(z)).item()]
+        else:
+            theirs = EMPSSLLoss()
+            references["lightly"] = lambda z: theirs(list(z))
+        for name, reference in references.items():
+            case = side_by_side(lambda: step(ours), lambda: step(reference), args.trials)
+            case["values"] = [ours(z).item(), reference(z).item()]
+            cases[f"{name}, n {n}, b {b}, d {d}"] = case
     report("emp_ssl_loss", cases, args)
 
 

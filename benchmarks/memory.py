@@ -1,14 +1,14 @@
-"""Peak memory and time of training steps against the number of patches and `method_kwargs.patch_chunk`.
+"""Peak memory and time of training steps by number of patches and `method_kwargs.patch_chunk`.
 
-Every line is a process of its own, which trains through Lightning on digits and measures its own peak: resident memory on a CPU, what torch has reserved on a GPU.
-The reference of a line is the same number of patches without chunks, where that was run.
+Every line is a process of its own, which trains through Lightning on digits and measures its own
+peak: resident memory on a CPU, what torch has reserved on a GPU. The reference of a line is the
+same number of patches without chunks, where that was run.
 """
 
 import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,25 +20,20 @@ from emp_plugin.config import read_config
 
 def measure(patches: int, chunk: int, steps: int, batch: int) -> dict[str, Any]:
     """Seconds of the steps and peak memory in MB, in this process."""
-    cfg = read_config(
-        SCRIPTS,
-        "cifar/emp",
-        [
-            "data.dataset=digits",
-            f"data.num_patches={patches}",
-            f"method_kwargs.patch_chunk={chunk or 'null'}",
-            f"optimizer.batch_size={batch}",
-            f"limit_train_batches={steps}",
-            "enable_progress_bar=False",
-            "enable_model_summary=False",
-        ],
-    )
-    times = train(cfg, {})["ours"]
-    peak = (
-        torch.cuda.max_memory_reserved()
-        if DEVICE.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    overrides = [
+        "data.dataset=digits",
+        f"data.num_patches={patches}",
+        f"method_kwargs.patch_chunk={chunk or 'null'}",
+        f"optimizer.batch_size={batch}",
+        f"limit_train_batches={steps}",
+        "enable_progress_bar=False",
+        "enable_model_summary=False",
+    ]
+    times = train(read_config(SCRIPTS, "cifar/emp", overrides), {})["ours"]
+    if DEVICE.type == "cuda":
+        peak = torch.cuda.max_memory_reserved()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": times, "peak_mb": round(peak / 1e6)}
 
 
@@ -51,29 +46,18 @@ def main() -> None:
     batch = 4 if args.small else 100
     cases, unchunked = {}, {}
     for patches, chunk in lines:
-        long = (
-            patches > 20 and DEVICE.type == "cpu"
-        )  # minutes a step: the first one, whose start is a small part of it, is the measurement
-        answer = subprocess.run(
-            [
-                sys.executable,
-                Path(__file__),
-                "--one",
-                *map(str, (patches, chunk, 1 if long else 1 + args.trials, batch)),
-            ],
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        )
+        # Where a step takes minutes the first one, whose start is a small part of it, is measured.
+        long = patches > 20 and DEVICE.type == "cpu"
+        numbers = (patches, chunk, 1 if long else 1 + args.trials, batch)
+        command = [sys.executable, __file__, "--one", *map(str, numbers)]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         measured = json.loads(answer.stdout.splitlines()[-1])
         times = measured["seconds"] if long else measured["seconds"][1:]
         if not chunk:
             unchunked[patches] = times
         name = f"{patches} patches of 32x32, batch {batch}, patch_chunk {chunk or 'off'}"
-        cases[name] = case(times, unchunked.get(patches)) | {
-            "peak_mb": measured["peak_mb"],
-            "trials": len(times),
-        }
+        figures = {"peak_mb": measured["peak_mb"], "trials": len(times)}
+        cases[name] = case(times, unchunked.get(patches)) | figures
         print(name, cases[name], flush=True)
     report("memory-bounded step", cases, args)
 

@@ -1,15 +1,26 @@
-"""One training step of the shipped augmentations, through Lightning with logging, beside the bare network and beside the published way.
+"""One training step through Lightning beside the bare network, and beside the published way.
 
-- bare: forward and backward of the same backbone, embedding layer and projector on ready patches, same precision and batch: the
-  arithmetic that no program can avoid. Ours adds the loader, the patches, the objective, LARS, the online classifier and the logs.
-- published: the same network, without an optimiser's step, in float32 and NCHW on patches that PIL makes (in the process itself), with a loop over
-  patches in the loss. Always 16 -> 32, the published augmentation, so that the row of `emp_native` shows what the cheaper augmentation saves. Half of the images at a
-  time, one after the other: all of them would need more than 24 GB, and on two devices it is what the published program does. Twice: with the system's
-  allocator as it is, and with the settings of `scripts/env.sh`, which we bring along and which help it too. On a CPU workers would take its cores
-  from the network; beside a GPU they would not, and this reference, with PIL in the process itself, is slower there than it need be.
+Ours is a step of the recipes `cifar/emp` and `cifar/emp_native`, with logging.
 
-Ours and the bare network are timed in turn, inside one run of Lightning's Trainer; the published way in processes of its own, whose trials are paired with
-ours in order. Images are scikit-learn's digits, 32x32: the time does not depend on what they show.
+Bare is forward and backward of the same backbone, embedding layer and projector on ready patches,
+in the same precision and batch: the arithmetic that no program can avoid. Ours adds the loader,
+the patches, the objective, LARS, the online classifier and the logs. The two are timed in turn,
+inside one run of Lightning's Trainer.
+
+Published is the same network in float32 and NCHW, on patches that PIL makes in the process itself,
+with a loop over patches in the loss and without an optimiser's step:
+
+- Always 16 -> 32, the published augmentation. So the row of `emp_native` shows what the cheaper
+  augmentation saves.
+- Half of the images at a time, one after the other: all of them would need more than 24 GB, and on
+  two devices it is what the published program does.
+- Twice: with the system's allocator as it is, and with the settings of `scripts/env.sh`, which we
+  bring along and which help it too.
+- Without workers. On a CPU these would take its cores from the network. Beside a GPU they would
+  not, and this reference is slower there than it need be.
+- In processes of its own, whose trials are paired with ours in order.
+
+Images are scikit-learn's digits, 32x32: the time does not depend on what they show.
 """
 
 import json
@@ -39,29 +50,19 @@ from emp_plugin.training.run import build_loggers, build_trainer
 from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "pretrain"
-ALLOCATOR = (
-    "GLIBC_TUNABLES",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_TRIM_THRESHOLD_",
-)  # what scripts/env.sh sets
+# what scripts/env.sh sets
+ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 class InTurn(pl.Callback):
-    """Calls the references after every training step; ours is the time from there to the end of the next step."""
+    """Calls the references after every training step. Ours is the time until the next one ends."""
 
     def __init__(self, references: dict[str, Callable[[], None]]):
         self.references = references
         self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *references)}
         self.began = time.perf_counter()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         self.seconds["ours"].append(time.perf_counter() - self.began)
@@ -89,7 +90,10 @@ def bare(cfg: DictConfig) -> Callable[[], None]:
 
 
 def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
-    """Patches, forward, loss and backward (no optimiser step, in its favour) as the authors' program makes them."""
+    """Patches, forward, loss and backward as the authors' program makes them.
+
+    Without an optimiser's step, in its favour.
+    """
     [augmentation] = augmentations(cfg)
     transform = MultiPatchTransform(**vars(augmentation))
     pictures = [to_pil_image(image) for image in images[: cfg.optimizer.batch_size]]
@@ -108,23 +112,21 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
 
 
 def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of the training steps of a run, and of the references in turn with them. The first of each is a warm-up."""
+    """Seconds of a run's training steps, and of the references in turn with them.
+
+    The first of each is a warm-up.
+    """
     images, _ = load_dataset(cfg.data.dataset, None)
-    images = images.subset(
-        torch.arange(cfg.limit_train_batches * cfg.optimizer.batch_size) % len(images)
-    )  # however many steps
+    needed = cfg.limit_train_batches * cfg.optimizer.batch_size
+    images = images.subset(torch.arange(needed) % len(images))
     views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
+    data = PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True)
     watch = InTurn(references)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))
         trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)
         trainer.callbacks.append(watch)
-        trainer.fit(
-            fresh_method(cfg),
-            datamodule=PretrainData(
-                images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True
-            ),
-        )
+        trainer.fit(fresh_method(cfg), datamodule=data)
     return watch.seconds
 
 
@@ -132,23 +134,18 @@ def published_seconds(
     overrides: list[str], trials: int, environment: dict[str, str]
 ) -> list[float]:
     """Seconds of ``trials`` published steps, after one as a warm-up, in a process of their own."""
-    answer = subprocess.run(
-        [sys.executable, __file__, "--published", str(trials), *overrides],
-        env=environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
+    command = [sys.executable, __file__, "--published", str(trials), *overrides]
+    answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(answer.stdout.splitlines()[-1])
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--published"]:
-        step = published_step(
-            read_config(SCRIPTS, "cifar/emp", sys.argv[3:]), load_dataset("digits", None)[0].images
-        )
+        trials, *overrides = sys.argv[2:]
+        images = load_dataset("digits", None)[0].images
+        step = published_step(read_config(SCRIPTS, "cifar/emp", overrides), images)
         step()
-        print(json.dumps([seconds_of(step) for _ in range(int(sys.argv[2]))]))
+        print(json.dumps([seconds_of(step) for _ in range(int(trials))]))
         return
     args = arguments(__doc__.splitlines()[0], trials=3)
     overrides = [
@@ -170,9 +167,8 @@ def main() -> None:
         times = {who: seconds[1:] for who, seconds in train(cfg, {"bare": bare(cfg)}).items()}
         cases[f"{name}: bare forward and backward"] = case(times["ours"], times["bare"])
         for allocator, seconds in published.items():
-            cases[f"{name}: published way, 16 -> 32, float32, {allocator}"] = case(
-                times["ours"], seconds
-            )
+            label = f"{name}: published way, 16 -> 32, float32, {allocator}"
+            cases[label] = case(times["ours"], seconds)
     report("training step", cases, args)
 
 

@@ -1,17 +1,28 @@
-"""The figures in `results/*.json` as the Markdown table of README.md: `python benchmarks/table.py`."""
+"""The figures in `results/*.json` as README.md's Markdown table: `python benchmarks/table.py`."""
 
 import json
 from pathlib import Path
 
+RESULTS = Path(__file__).with_name("results")
+COLUMNS = (
+    "benchmark",
+    "case",
+    "ours, s (min to max)",
+    "reference, s (min to max)",
+    "reference / ours",
+    "trials",
+)
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
 
 def main() -> None:
-    print(
-        "| benchmark | case | ours, s (min to max) | reference, s (min to max) | reference / ours | trials |\n|---|---|---|---|---|---|"
-    )
-    for path in sorted(
-        set(Path(__file__).with_name("results").glob("*.json"))
-        - {Path(__file__).with_name("results") / "long_run.json"}
-    ):  # no times
+    print(row(*COLUMNS))
+    print("|---" * len(COLUMNS) + "|")
+    # long_run.json has no times
+    for path in sorted(set(RESULTS.glob("*.json")) - {RESULTS / "long_run.json"}):
         data = json.loads(path.read_text())
         for name, case in data["cases"].items():
             times = [
@@ -20,9 +31,8 @@ def main() -> None:
             ]
             ratio = f"{case['ratio']:.2f}" if case["ratio"] else ""
             peak = f"; peak {case['peak_mb']} MB" if "peak_mb" in case else ""
-            print(
-                f"| `{path.stem}` | {name}{peak} | {times[0]} | {times[1]} | {ratio} | {case.get('trials', data['trials'])} |"
-            )
+            trials = case.get("trials", data["trials"])
+            print(row(f"`{path.stem}`", name + peak, *times, ratio, trials))
 
 
 if __name__ == "__main__":
