@@ -10,30 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
-from emp_plugin import main_linear, main_pretrain
+from emp_plugin import main_linear
 from emp_plugin.data import ImageData, files, in_order, load_dataset
 from emp_plugin.data.files import ImageFiles, read_image
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features, pixel_features
 from emp_plugin.transforms import PatchAugmentation
-from support import SCRIPTS
+from support.runs import TINY_EMP, command, pretrain, the_run
 
-TINY = [
+SETTINGS = [
+    *TINY_EMP,
     "data.dataset=custom",
     "data.image_size=32",
-    "precision=32",
-    "data.num_patches=2",
     "optimizer.batch_size=8",
-    "method_kwargs.embedding_dim=0",
-    "method_kwargs.proj_hidden_dim=16",
-    "method_kwargs.proj_output_dim=16",
     "backbone.stem_padding=null",
     "evaluation.linear.epochs=2",
     "evaluation.bag_patches=2",
     "evaluation.views=[bag]",
     "max_epochs=1",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
 ]
 
 
@@ -52,11 +46,6 @@ def folders(tmp_path_factory):
         for seed, name in enumerate(("ant", "bee")):
             write(root / split / name, count, seed)
     return root
-
-
-def pretrain(folder, *overrides, config="digits/emp"):
-    recipe = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", config]
-    return main_pretrain.main([*recipe, *overrides, f"checkpoint.dir={folder}"])
 
 
 def test_images_on_disk_give_the_features_of_images_in_memory(folders):
@@ -85,7 +74,7 @@ def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkey
 
     monkeypatch.setattr(files, "read_image", read_image)
     paths = f"data.train_path={folders}/train", f"data.val_path={folders}/val"
-    assert pretrain(tmp_path, *TINY, *paths, "data.num_workers=2") == 1
+    assert pretrain(tmp_path, *SETTINGS, *paths, "data.num_workers=2") == 1
     message = capsys.readouterr().err
     assert "a data worker died after step" in message
     assert f"reading {folders}/train/bee/005.jpg (" in message
@@ -97,7 +86,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, capsys, workers):
     write(tmp_path / "flat", 9)
     (tmp_path / "flat" / "004.jpg").write_bytes(b"no image")
     images = f"data.train_path={tmp_path / 'flat'}"
-    assert pretrain(tmp_path, *TINY, images, f"data.num_workers={workers}") == 1
+    assert pretrain(tmp_path, *SETTINGS, images, f"data.num_workers={workers}") == 1
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if "error: " in line or "Traceback" in line]
     assert line.startswith(f"error: {tmp_path}/flat/004.jpg: not a readable image")
@@ -115,26 +104,24 @@ def test_pixels_of_large_images_are_averaged_down(folders):
 
 def test_a_run_on_class_folders_and_its_probe(folders, tmp_path):
     paths = f"data.train_path={folders}/train", f"data.val_path={folders}/val"
-    assert pretrain(tmp_path, *TINY, *paths, "data.num_workers=2") == 0
-    (run,) = tmp_path.glob("emp/*")
+    assert pretrain(tmp_path, *SETTINGS, *paths, "data.num_workers=2") == 0
+    run = the_run(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3
     assert len(summary["evaluation"]) > 4
-    recipe = ["--config-path", str(SCRIPTS / "linear" / "digits"), "--config-name", "emp"]
     settings = [
         f"pretrained_feature_extractor={run / 'last.ckpt'}",
         "evaluation.views=[whole]",
         "evaluation.linear.epochs=1",
     ]
-    assert main_linear.main([*recipe, *settings]) == 0
+    assert main_linear.main(command("linear/digits", "emp", *settings)) == 0
 
 
 def test_a_run_on_images_without_labels(tmp_path, capsys):
     write(tmp_path / "flat", 17)
-    assert pretrain(tmp_path, *TINY, f"data.train_path={tmp_path / 'flat'}") == 0
-    (run,) = tmp_path.glob("emp/*")
+    assert pretrain(tmp_path, *SETTINGS, f"data.train_path={tmp_path / 'flat'}") == 0
     assert "no labels" in capsys.readouterr().out
-    assert json.loads((run / "summary.json").read_text())["evaluation"] == []
+    assert json.loads((the_run(tmp_path) / "summary.json").read_text())["evaluation"] == []
 
 
 @pytest.fixture(scope="module")
@@ -173,15 +160,12 @@ def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method,
         "optimizer.batch_size=16",
         "limit_train_batches=2",
         "max_epochs=1",
-        "precision=32",
-        "accelerator=cpu",
         "evaluation.references=False",
         "evaluation.probes=[knn]",
         "evaluation.bag_patches=2",
-        "enable_progress_bar=False",
     ]
-    assert pretrain(tmp_path, *small, *settings, config=f"tiny-imagenet/{method}") == 0
-    (run,) = tmp_path.glob(f"{method}/*")
+    assert pretrain(tmp_path, *small, *settings, recipe=f"tiny-imagenet/{method}") == 0
+    run = the_run(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
     assert [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2 plain"]

@@ -6,15 +6,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from emp_plugin import main_pretrain, main_tsne
+from emp_plugin import main_tsne
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.studies import tsne
 from emp_plugin.training.probing import load_method
-from support import SCRIPTS
+from support.runs import pretrain
 
-TINY = [
-    "precision=32",
+SETTINGS = [
     "optimizer.batch_size=16",
     "limit_train_batches=1",
     "max_epochs=1",
@@ -22,8 +21,6 @@ TINY = [
     "evaluation.enabled=False",
     "method_kwargs.proj_hidden_dim=16",
     "method_kwargs.proj_output_dim=8",
-    "accelerator=cpu",
-    "enable_progress_bar=False",
 ]
 
 
@@ -33,9 +30,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     recipes = {"emp": ["data.num_patches=2", "method_kwargs.embedding_dim=24"], "simclr": []}
     for method, settings in recipes.items():
-        recipe = ["--config-path", str(SCRIPTS / "pretrain"), "--config-name", f"digits/{method}"]
-        place = f"checkpoint.dir={folder}"
-        assert main_pretrain.main([*recipe, *TINY, *settings, place]) == 0
+        assert pretrain(folder, *SETTINGS, *settings, recipe=f"digits/{method}") == 0
     return [str(next(folder.glob(f"{method}/*/last.ckpt"))) for method in recipes]
 
 
