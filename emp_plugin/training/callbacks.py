@@ -69,7 +69,7 @@ class Checkpoints(pl.Callback):
         every_n_steps: optimiser steps between two writes of ``last.ckpt`` within an epoch.
         min_seconds: least time between them; a GPU makes 50 steps while a few are written.
         frequency: epochs between two kept checkpoints.
-        keep_previous: keep all of them, or only the newest.
+        keep_previous: keep all of these, or only the newest.
         config: the run's configuration in plain containers; every checkpoint carries it, so that
             the method can be rebuilt from the file.
         keep_every_n_steps: optimiser steps between two ``step=N.ckpt``, which are all kept; None:

@@ -123,16 +123,16 @@ def fit(
         )
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    # Lightning's answer to a signal before the first step, or to a second Ctrl-C
     except SystemExit as stop:
+        # Lightning's answer to a signal before the first step, or to a second Ctrl-C
         raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise UserError(
             "out of memory: set method_kwargs.patch_chunk (patches per image at a time), "
             f"or fewer patches. {error}"
         ) from error
-    # the latter two when a worker dies while it hands something over
     except (RuntimeError, ConnectionError, EOFError) as error:
+        # the latter two when a worker dies while it hands something over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         files = [images for images in (train, test) if isinstance(images, ImageFiles)]
