@@ -1,12 +1,16 @@
-"""Features of frozen networks and the probes that score them."""
+"""Features of frozen networks, the probes that score them, and the protocols of both."""
 
-from emp_plugin.evaluation.evaluate import evaluate
-from emp_plugin.evaluation.features import Features, extract_features, pixel_features
 from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, linear_probe
+from emp_plugin.evaluation.protocol import PROTOCOLS, Network, Protocol, evaluate
+from emp_plugin.evaluation.views import Features, View, extract_features, pixel_features
 
 __all__ = [
+    "PROTOCOLS",
     "Accuracy",
     "Features",
+    "Network",
+    "Protocol",
+    "View",
     "evaluate",
     "extract_features",
     "knn_probe",

@@ -1,37 +1,52 @@
-"""Probes of frozen features: a linear classifier or one with a hidden layer, trained in memory, and weighted k-nearest neighbours."""
+"""Probes of frozen features: classifiers trained on them by SGD, and k nearest neighbours."""
 
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-from emp_plugin.solo_learn import WeightedKNNClassifier
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 PROBE_SEED = 0
+DISTANCES_AT_ONCE = 5_000_000  # similarities that are in memory at a time
+SQUARED_LENGTH = 16  # of standardised features, on average: the published rate fits any width
+CONSTANT = 1e-5  # of the largest deviation; a feature that varies less counts as constant
 
 
 class Accuracy(NamedTuple):
-    """Top-1 and top-5 accuracy in percent; top-5 counts all classes where there are fewer than 5."""
+    """Top-1 and top-5 accuracy in percent; top-5 is of all classes where there are fewer than 5."""
 
     top1: float
     top5: float
 
 
 def labelled_part(targets: Tensor, fraction: float) -> Tensor | slice:
-    """Indices, in order, of this fraction of the labels (N,): of every class the same, at least one. The same ones every time, and a smaller
-    fraction's are among a larger one's."""
+    """Indices, in order, of this fraction of the labels (N,).
+
+    Of every class the same fraction, and at least one image. They are the same ones every time, and
+    a smaller fraction's are among a larger one's.
+    """
     if fraction == 1:
         return slice(None)
     draws = torch.Generator().manual_seed(PROBE_SEED)
     order = torch.randperm(len(targets), generator=draws)
     of_classes = [order[targets[order] == label] for label in targets.unique()]
-    return (
-        torch.cat([members[: max(1, round(fraction * len(members)))] for members in of_classes])
-        .sort()
-        .values
-    )
+    counts = [max(1, round(fraction * len(members))) for members in of_classes]
+    return torch.cat([members[:n] for members, n in zip(of_classes, counts)]).sort().values
+
+
+def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of features, (N, f) and (M, f), standardised by the training set.
+
+    Every feature has mean 0 and the same deviation, 4 / sqrt(f), so that an image's features have a
+    squared length of 16 on average: an SGD's learning rate then means the same for any f. Features
+    whose deviation is below 1e-5 of the largest become 0. Statistics are of float64.
+    """
+    deviation, mean = torch.std_mean(train.double(), dim=0, correction=0)
+    varies = deviation > CONSTANT * deviation.max()
+    scale = torch.where(varies, (SQUARED_LENGTH / train.shape[1]) ** 0.5 / deviation, 0.0)
+    return tuple(torch.sub(x.double(), mean).mul_(scale).float() for x in (train, test))
 
 
 def linear_probe(
@@ -40,37 +55,41 @@ def linear_probe(
     test: Tensor,
     test_targets: Tensor,
     num_classes: int,
+    *,
+    raw: bool = False,
+    hidden: int = 0,
     epochs: int = 100,
     lr: float = 0.03,
     weight_decay: float = 5e-5,
     batch_size: int = 100,
     device: torch.device | str = "cpu",
-    hidden: int = 0,
 ) -> Accuracy:
-    """Train a linear classifier on frozen features by SGD and return its accuracy on the test features; with ``hidden``, a non-linear one.
+    """Accuracy on the test features of a linear classifier trained on frozen features by SGD.
 
-    Momentum 0.9, cosine to 0 by epoch, random order, incomplete last batches of training dropped (unless there is nothing else),
-    as in the EMP-SSL authors' evaluation program (of arXiv 2304.03977). The last epoch is reported, not the best.
+    Momentum 0.9, cosine to 0 by epoch, random order, incomplete last batches dropped (unless there
+    is nothing else), as in the EMP-SSL authors' evaluation program (of arXiv 2304.03977). The last
+    epoch is reported, not the best. Unlike there, features are standardised by the training set, so
+    that neither their scale nor a shift matters.
 
     Args:
         train, test: features (N, f) and (M, f).
         train_targets, test_targets: labels (N,) and (M,).
         num_classes: of the labels.
+        raw: leave the features as they are, as the authors' program does.
+        hidden: width of a hidden layer of ReLUs between features and classes; 0: none.
         epochs, lr, weight_decay, batch_size: of the SGD.
         device: where the features are kept during training.
-        hidden: width of a hidden layer of ReLUs between features and classes; 0: none.
     """
-    layers = train_classifier(
-        train.to(device),
-        train_targets.to(device),
-        num_classes,
-        epochs,
-        lr,
-        weight_decay,
-        batch_size,
-        hidden,
-    )
-    logits = torch.cat([_forward(layers, part.to(device))[-1] for part in test.split(10_000)])
+    if not raw:
+        train, test = standardised(train, test)
+    with torch.inference_mode(False), torch.enable_grad():
+        # a tensor of inference mode cannot be learned from
+        x, y = (t.clone() if t.is_inference() else t for t in (train, train_targets))
+        classifier = train_classifier(
+            x.to(device), y.to(device), num_classes, hidden, epochs, lr, weight_decay, batch_size
+        )
+    with torch.inference_mode():
+        logits = torch.cat([classifier(part.to(device)) for part in test.split(10_000)])
     return top_k(logits, test_targets.to(device))
 
 
@@ -78,64 +97,37 @@ def train_classifier(
     x: Tensor,
     y: Tensor,
     num_classes: int,
+    hidden: int,
     epochs: int,
     lr: float,
     weight_decay: float,
     batch_size: int,
-    hidden: int = 0,
-) -> list[tuple[Tensor, Tensor]]:
-    """Weight (out, in) and bias (out,) of each layer of the probe trained on features x (N, f) and labels y (N,), on their device."""
+) -> nn.Module:
+    """The classifier of :func:`linear_probe`, trained on features x (N, f) and labels y (N,)."""
     draws = torch.Generator().manual_seed(PROBE_SEED)
-    y, layers = y[:, None], []
-    for inputs, outputs in pairwise(
-        (x.shape[1], hidden, num_classes) if hidden else (x.shape[1], num_classes)
-    ):
-        bound = (
-            inputs**-0.5
-        )  # torch's own initialisation of a linear layer, drawn from our generator
-        layers.append(
-            tuple(
-                (2 * torch.rand(shape, generator=draws) - 1).mul_(bound).to(x)
-                for shape in ((outputs, inputs), (outputs,))
-            )
-        )
-    velocities = [tuple(map(torch.zeros_like, layer)) for layer in layers]
+    widths = (x.shape[1], hidden, num_classes) if hidden else (x.shape[1], num_classes)
+    made = {"device": x.device, "dtype": x.dtype}
+    layers = [skip_init(nn.Linear, *pair, **made) for pair in pairwise(widths)]
+    for layer in layers:  # torch's own initialisation of a linear layer, from our generator
+        for parameter in layer.parameters():
+            start = 2 * torch.rand(parameter.shape, generator=draws) - 1
+            parameter.data.copy_(start * layer.in_features**-0.5)
+    classifier = nn.Sequential(
+        layers[0], *(part for layer in layers[1:] for part in (nn.ReLU(), layer))
+    )
+    optimizer = torch.optim.SGD(
+        classifier.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     batch_size = min(batch_size, len(x))
-    minus_one, batch_x = x.new_full((batch_size, 1), -1.0), x.new_empty(batch_size, x.shape[1])
-    # 50,000 steps this small are all overhead: the gradient in closed form takes half the time of autograd and torch.optim.SGD
-    for epoch in range(epochs):
-        rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    for _ in range(epochs):
         order = torch.randperm(len(x), generator=draws).to(x.device)
         for batch in order[: len(x) // batch_size * batch_size].split(batch_size):
-            *inputs, logits = _forward(layers, torch.index_select(x, 0, batch, out=batch_x))
-            # the cross entropy's gradient with respect to the logits: probability, less 1 for the true class
-            slope = logits.softmax(1).scatter_add_(1, y.index_select(0, batch), minus_one)
-            for number in reversed(range(len(layers))):
-                (weight, bias), (weight_velocity, bias_velocity) = (
-                    layers[number],
-                    velocities[number],
-                )
-                below = (
-                    (slope @ weight).mul_(inputs[number] > 0) if number else None
-                )  # the gradient with respect to what enters the ReLUs
-                weight_velocity.mul_(0.9).add_(weight, alpha=weight_decay).addmm_(
-                    slope.T, inputs[number], alpha=1 / batch_size
-                )
-                bias_velocity.mul_(0.9).add_(bias, alpha=weight_decay).add_(slope.mean(0))
-                weight.sub_(weight_velocity, alpha=rate)
-                bias.sub_(bias_velocity, alpha=rate)
-                slope = below
-    return layers
-
-
-def _forward(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> list[Tensor]:
-    """What enters each layer, x (b, f) first, and the logits (b, c) that leave the last one; between the layers are ReLUs."""
-    values = [x]
-    for weight, bias in layers:
-        values.append(torch.addmm(bias, values[-1], weight.T))
-        if len(values) <= len(layers):
-            values[-1].relu_()
-    return values
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(x[batch]), y[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    return classifier
 
 
 def top_k(scores: Tensor, targets: Tensor) -> Accuracy:
@@ -146,29 +138,93 @@ def top_k(scores: Tensor, targets: Tensor) -> Accuracy:
     )
 
 
+# k nearest neighbours
+
+
 def knn_probe(
     train: Tensor,
     train_targets: Tensor,
     test: Tensor,
     test_targets: Tensor,
+    *,
     k: int = 20,
-    temperature: float = 0.07,
+    temperature: float | None = 0.07,
     device: torch.device | str = "cpu",
 ) -> Accuracy:
-    """Weighted k-nearest neighbours by cosine similarity, with solo-learn's classifier.
+    """Accuracy on the test features of k nearest neighbours by cosine similarity.
 
     Args:
         train, test: features (N, f) and (M, f).
         train_targets, test_targets: labels (N,) and (M,).
         k: neighbours.
-        temperature: T of the weights ``exp(similarity / T)``.
+        temperature: T of the weights exp(similarity / T) (Wu et al., arXiv 1805.01978; as in
+            solo-learn). None: every neighbour has one vote, and of classes with equal votes the
+            smallest wins, as in scikit-learn.
         device: where the similarities are computed.
     """
-    classifier = WeightedKNNClassifier(k=k, T=temperature, distance_fx="cosine").to(device)
-    classifier.update(
-        train_features=train.to(device),
-        train_targets=train_targets.to(device),
-        test_features=test.to(device),
-        test_targets=test_targets.to(device),
+    similarity, neighbours = nearest(train.to(device), test.to(device), k)
+    weights = votes_of(similarity, temperature)
+    return vote(weights, neighbours, train_targets.to(device), test_targets.to(device))
+
+
+def votes_of(similarity: Tensor, temperature: float | None) -> Tensor:
+    """Weights of neighbours by their cosine similarity: exp(similarity / T), or 1 without a T."""
+    return torch.ones_like(similarity) if temperature is None else (similarity / temperature).exp()
+
+
+@torch.no_grad()
+def nearest(
+    train: Tensor,
+    test: Tensor,
+    k: int,
+    distance: str = "cosine",
+    epsilon: float = 0.0,
+    at_once: int = DISTANCES_AT_ONCE,
+) -> tuple[Tensor, Tensor]:
+    """Similarities (M, k) and indices (M, k) of the k nearest of train (N, f) to test (M, f).
+
+    Args:
+        train, test: features.
+        k: neighbours, at most N. The nearest comes first.
+        distance: "cosine", the similarity itself; or "euclidean", 1 / (distance + epsilon).
+        epsilon: of "euclidean".
+        at_once: similarities that are in memory at a time.
+
+    Raises:
+        ValueError: for an unknown distance.
+    """
+    if distance not in ("cosine", "euclidean"):
+        raise ValueError(f"distance must be 'cosine' or 'euclidean', got '{distance}'")
+    train, test, k = train.float(), test.float(), min(k, len(train))
+    if distance == "cosine":
+        train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    found = []
+    for x in test.split(max(1, at_once // len(train))):
+        if distance == "cosine":
+            found.append((x @ train.T).topk(k, dim=1))
+        else:
+            found.append((1 / (torch.cdist(x, train) + epsilon)).topk(k, dim=1))
+    similarities, indices = zip(*found)
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def vote(
+    weights: Tensor, neighbours: Tensor, train_targets: Tensor, test_targets: Tensor
+) -> Accuracy:
+    """Accuracy of a weighted vote of neighbours. Of classes with equal votes the smallest wins.
+
+    Args:
+        weights, neighbours: (M, k), the neighbours as indices into ``train_targets``.
+        train_targets, test_targets: labels (N,) and (M,).
+    """
+    # the test set may lack a class of the training set, and the other way round
+    num_classes = int(max(train_targets.max(), test_targets.max())) + 1
+    votes = weights.new_zeros(len(weights), num_classes)
+    votes.scatter_add_(1, train_targets[neighbours], weights)
+    # no more guesses than neighbours: what follows them has no votes at all
+    most = min(5, weights.shape[1])
+    guesses = votes.sort(dim=1, descending=True, stable=True).indices[:, :most]
+    hits = guesses == test_targets[:, None]
+    return Accuracy(
+        100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
     )
-    return Accuracy(*(float(value) for value in classifier.compute()))
