@@ -6,10 +6,14 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from emp_plugin.config.models import LinearProbe
 from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES, RESIZABLE
 from emp_plugin.errors import UserError
+from emp_plugin.evaluation.protocol import PROBES, PROTOCOLS
+from emp_plugin.evaluation.views import VIEWS, dense_scale
 from emp_plugin.transforms import PatchAugmentation, augmentation_from_config
 
+CUSTOM = "custom"  # the protocol of an evaluation with views or probes of its own
 PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
 
@@ -191,10 +195,24 @@ def _check_views(cfg: DictConfig) -> None:
             f"{cfg.backbone.name} is built for {built_for}x{built_for} pixels, "
             f"but views have {view}x{view}",
         )
+    if cfg.evaluation.enabled and "dense" in cfg.evaluation.views:
+        check_dense(cfg, side)
     evaluated = cfg.evaluation.enabled and "whole" in cfg.evaluation.views
     validated = cfg.get("limit_val_batches") != 0
     if evaluated or validated:
         check_whole_images(cfg, side)
+
+
+def check_dense(cfg: DictConfig, side: int) -> None:
+    """Check that a dense view of images of ``side`` pixels has a scale, its own or a stated one.
+
+    Raises:
+        UserError: for augmentations of several sizes without ``evaluation.dense_scale``.
+    """
+    try:
+        cfg.evaluation.dense_scale or dense_scale(augmentations(cfg), side)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check_whole_images(cfg: DictConfig, side: int) -> None:
@@ -212,27 +230,56 @@ def check_whole_images(cfg: DictConfig, side: int) -> None:
     )
 
 
-def check_evaluation(cfg: DictConfig, gpu: bool) -> None:
-    """Also settles what is left to the machine: the bag of features."""
+def check_evaluation(cfg: DictConfig) -> None:
+    """Also settles the views and probes: the protocol's, or those that stand in their place.
+
+    An evaluation with any of the latter, or with another SGD, is of the protocol "custom".
+    """
+    known = (*PROTOCOLS, CUSTOM)
     _require(
-        set(cfg.views) <= {"whole", "bag"},
-        f"evaluation.views knows whole and bag, got {list(cfg.views)}",
+        cfg.protocol in known,
+        f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}, got '{cfg.protocol}'",
+    )
+    protocol, changed = PROTOCOLS.get(cfg.protocol, PROTOCOLS["standard"]), []
+    for name in ("views", "probes", "bag_patches", "bag_augmented"):
+        value = getattr(protocol, name)
+        value = list(value) if isinstance(value, tuple) else value
+        if cfg[name] is None:
+            cfg[name] = value
+        elif cfg[name] != value:
+            changed.append(name)
+    if OmegaConf.to_container(cfg.linear) != vars(LinearProbe()):
+        changed.append("linear")
+    _require(
+        not changed or cfg.protocol in ("standard", CUSTOM),
+        f"evaluation.protocol={cfg.protocol} is a constant: leave it out to set evaluation."
+        f"{', evaluation.'.join(changed)}",
+    )
+    if changed:
+        cfg.protocol = CUSTOM
+    bag = [name for name in changed if name.startswith("bag_")]
+    _require(
+        not bag or "bag" in cfg.views,
+        f"evaluation.{', evaluation.'.join(bag)} would do nothing: the view bag is not among "
+        "evaluation.views",
     )
     _require(
-        set(cfg.probes) <= {"linear", "mlp", "knn"},
-        f"evaluation.probes knows linear, mlp and knn, got {list(cfg.probes)}",
+        len(cfg.views) > 0 and set(cfg.views) <= set(VIEWS),
+        f"evaluation.views must be of {', '.join(VIEWS)}, got {list(cfg.views)}; "
+        "evaluation.enabled=False skips the evaluation",
     )
     _require(
-        len(cfg.views) > 0 and len(cfg.probes) > 0,
-        "evaluation.views and evaluation.probes must not be empty; "
-        "evaluation.enabled=False skips it",
+        len(cfg.probes) > 0 and set(cfg.probes) <= set(PROBES),
+        f"evaluation.probes must be of {', '.join(PROBES)}, got {list(cfg.probes)}",
+    )
+    _require(
+        cfg.dense_scale is None or 0 < cfg.dense_scale < float("inf"),
+        f"evaluation.dense_scale must be positive, got {cfg.dense_scale}",
     )
     _require(
         len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
         f"evaluation.label_fractions are in (0, 1], got {list(cfg.label_fractions)}",
     )
-    cfg.bag_patches = (128 if gpu else 16) if cfg.bag_patches is None else cfg.bag_patches
-    cfg.bag_augmented = gpu if cfg.bag_augmented is None else cfg.bag_augmented
     _require(
         cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}"
     )

@@ -95,7 +95,8 @@ def read_config(
         OmegaConf.set_struct(composed, False)
         for key, value in inline.items():
             composed[key] = OmegaConf.create(value)
-    except (HydraException, OmegaConfBaseException, TypeError, YAMLError) as error:
+    # Hydra raises TypeError and ValueError, too, for some values
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError, YAMLError) as error:
         raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
     return check_config(composed, schema)
 
@@ -138,7 +139,7 @@ def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
         cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
         if cfg.get("precision") is None:
             cfg.precision = _fast_precision(uses_gpu(cfg))
-    check_evaluation(cfg.evaluation, uses_gpu(cfg))
+    check_evaluation(cfg.evaluation)
     if schema is Run:
         check_run(cfg)
         _count_views(cfg)

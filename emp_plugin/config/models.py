@@ -138,17 +138,20 @@ class MLPProbe(LinearProbe):
 class Evaluation:
     """The evaluation that ends a run: every view and probe.
 
-    Raw pixels and the untrained backbone always stand beside it.
+    Raw pixels and the untrained network stand beside it, if ``references``.
     """
 
     enabled: bool = True
-    views: list[str] = field(default_factory=lambda: ["whole", "bag"])
-    probes: list[str] = field(default_factory=lambda: ["linear", "knn"])  # or mlp
+    protocol: str = "standard"  # standard, published or quick: its views and probes
+    # others than the protocol's: whole, dense, bag; linear, published, mlp, knn, knn10
+    views: list[str] | None = None
+    probes: list[str] | None = None
+    bag_patches: int | None = None
+    bag_augmented: bool | None = None
+    # how many times a dense view enlarges images; None: what the augmentations say
+    dense_scale: float | None = None
     # the probes learn from these parts of the training labels
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
-    bag_patches: int | None = None  # as published 128 on a GPU; without one 16
-    # as published augmented like training's on a GPU; without one (16 are few) only cropped
-    bag_augmented: bool | None = None
     linear: LinearProbe = field(default_factory=LinearProbe)
     mlp: MLPProbe = field(default_factory=MLPProbe)
     # raw pixels and the untrained network beside it; a comparison has them once

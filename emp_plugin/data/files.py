@@ -180,9 +180,9 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
-    """All images in ``folder`` and below as one class, of the name in ``classes``."""
+    """All images in ``folder`` and below, without labels: their targets are -1."""
     paths = image_paths(folder)
-    return _image_files(paths, [0] * len(paths), classes, size)
+    return _image_files(paths, [-1] * len(paths), classes, size)
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn.knn import knn_accuracy
+from emp_plugin.evaluation.probes import nearest, vote, votes_of
 
 MODULES = (
     "methods.base",
@@ -54,7 +54,8 @@ def apply_repairs(solo: SimpleNamespace, repairs: Iterable[Callable], api: str) 
 def repair_knn(solo: SimpleNamespace) -> None:
     """torchmetrics 1 has no ``compute_on_step``, and would compute in every ``forward``.
 
-    The accuracies are :func:`knn.knn_accuracy`'s, which says what was wrong with solo-learn's.
+    Its ``compute`` counts the classes of the test set alone, which breaks when the training set has
+    a label that the test set lacks, and 1.0.2 forgets to normalise features for the cosine.
     """
 
     def __init__(
@@ -84,12 +85,15 @@ def repair_knn(solo: SimpleNamespace) -> None:
         """
         if not len(self.train_features) or not len(self.test_features):
             return -1.0, -1.0
-        banks = [dim_zero_cat(getattr(self, bank)) for bank in BANKS]
-        accuracies = knn_accuracy(
-            *banks, self.k, self.T, self.distance_fx, self.epsilon, self.max_distance_matrix_size
-        )
-        # with several processes these are a joint copy; on_validation_epoch_end empties each one's
+        x, y, u, v = (dim_zero_cat(getattr(self, bank)) for bank in BANKS)
+        limit = self.max_distance_matrix_size
+        weights, neighbours = nearest(x, u, self.k, self.distance_fx, self.epsilon, limit)
+        if self.distance_fx == "cosine":
+            weights = votes_of(weights, self.T)
+        accuracies = tuple(vote(weights, neighbours, y, v))
         if not self._is_synced:
+            # Banks of several processes together are only lent; on_validation_epoch_end empties
+            # each one's own.
             self.reset()
         return accuracies
 
@@ -109,6 +113,29 @@ def allow_few_classes(solo: SimpleNamespace) -> None:
 
     for module in (solo.metrics, solo.base, solo.linear):
         module.accuracy_at_k = accuracy_at_k
+
+
+def allow_no_labels(solo: SimpleNamespace) -> None:
+    """A batch whose targets are all -1 has a classifier's loss of 0, and no accuracy.
+
+    Its cross-entropy is a mean over nothing: NaN, which would be the whole loss of the step. Its
+    accuracy would be 0.
+    """
+
+    def of_labels(original):
+        def shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+            out = original(self, X, targets)
+            labelled = (targets >= 0).any()
+            for name, value in {"loss": 0.0, "acc1": torch.nan, "acc5": torch.nan}.items():
+                if name in out:  # a momentum network without a classifier has none of them
+                    out[name] = torch.where(labelled, out[name], value)
+            return out
+
+        return shared_step
+
+    base, momentum = solo.base.BaseMethod, solo.base.BaseMomentumMethod
+    base._base_shared_step = of_labels(base._base_shared_step)
+    momentum._shared_step_momentum = of_labels(momentum._shared_step_momentum)
 
 
 def keep_swavs_queue(solo: SimpleNamespace) -> None:
@@ -157,7 +184,13 @@ def resume_dinos_epoch(solo: SimpleNamespace) -> None:
     solo.dino.DINO.on_train_start = on_train_start
 
 
-REPAIRS = (repair_knn, allow_few_classes, keep_swavs_queue, resume_dinos_epoch)
+REPAIRS = (
+    repair_knn,
+    allow_few_classes,
+    allow_no_labels,
+    keep_swavs_queue,
+    resume_dinos_epoch,
+)
 
 
 def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, Any]:

@@ -92,13 +92,13 @@ def test_overrides(config):
 @pytest.mark.parametrize(
     ("gpu", "bf16", "cpu", "accelerator", "expected"),
     [
-        (True, True, "AMD EPYC", "auto", ("bf16-mixed", 128, True, "auto", [0])),
-        (True, False, "AMD EPYC", "gpu", ("16-mixed", 128, True, "gpu", [0])),
-        (True, True, "AMD EPYC", "cpu", ("bf16-mixed", 16, False, "cpu", 1)),
-        (False, True, "AMD EPYC", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
-        (False, False, "AMD EPYC", "auto", ("32", 16, False, "cpu", 1)),  # and not Apple's GPU
-        (False, True, "Intel Xeon", "auto", ("32", 16, False, "cpu", 1)),
-        (False, True, "Intel Xeon with AMX", "auto", ("bf16-mixed", 16, False, "cpu", 1)),
+        (True, True, "AMD EPYC", "auto", ("bf16-mixed", "auto", [0])),
+        (True, False, "AMD EPYC", "gpu", ("16-mixed", "gpu", [0])),
+        (True, True, "AMD EPYC", "cpu", ("bf16-mixed", "cpu", 1)),
+        (False, True, "AMD EPYC", "auto", ("bf16-mixed", "cpu", 1)),
+        (False, False, "AMD EPYC", "auto", ("32", "cpu", 1)),  # and not Apple's GPU
+        (False, True, "Intel Xeon", "auto", ("32", "cpu", 1)),
+        (False, True, "Intel Xeon with AMX", "auto", ("bf16-mixed", "cpu", 1)),
     ],
 )
 def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, cpu, accelerator, expected):
@@ -117,8 +117,6 @@ def test_what_is_left_to_the_machine(config, monkeypatch, gpu, bf16, cpu, accele
     arguments = trainer_arguments(cfg)
     assert (
         cfg.precision,
-        cfg.evaluation.bag_patches,
-        cfg.evaluation.bag_augmented,
         arguments["accelerator"],
         arguments["devices"],
     ) == expected
@@ -193,8 +191,9 @@ def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(confi
         ("seed=-1", "seed must not be negative"),
         ("optimizer.kwargs.eta=fast", "optimizer.kwargs.eta must be a number"),
         ("optimizer.weight_decay=-1", "weight_decay"),
-        ("evaluation.probes=[]", "must not be empty"),
-        ("evaluation.probes=[svm]", "knows linear, mlp and knn"),
+        ("evaluation.probes=[]", "evaluation.probes must be of"),
+        ("evaluation.probes=[svm]", "must be of linear, mlp, published, knn, knn10, got"),
+        ("evaluation.bag_patches=4", "bag_patches would do nothing"),
         ("evaluation.label_fractions=[0.1,10]", "label_fractions are in"),
         ("evaluation.mlp.hidden=0", "evaluation.mlp.hidden"),
         ("evaluation.mlp.lr=0", "evaluation.mlp: "),
@@ -222,8 +221,10 @@ def test_probe_configuration():
     def read(*overrides):
         return read_config(str(SCRIPTS / "knn" / "cifar"), "emp", list(overrides), Probe)
 
-    probe = read("pretrained_feature_extractor=x.ckpt", "evaluation.bag_patches=4")
-    assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn"], 4)
+    bag = ["evaluation.views=[whole,bag]", "evaluation.bag_patches=4"]
+    probe = read("pretrained_feature_extractor=x.ckpt", *bag)
+    assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn", "knn10"], 4)
+    assert probe.evaluation.protocol == "custom"
     path = "a run/epoch=1.ckpt"
     probe = read(f"pretrained_feature_extractor={path}")
     assert probe.pretrained_feature_extractor == path

@@ -117,13 +117,13 @@ def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
         read_image(path, 8)
 
 
-def test_a_flat_folder_is_one_class(tmp_path):
+def test_a_flat_folder_has_no_labels(tmp_path):
     picture(tmp_path / "x" / "1.png")
     picture(tmp_path / "2.png")
     files = list_flat(tmp_path, 8, ["all"])
     assert len(files) == 2
     assert files.classes == ["all"]
-    assert files.targets.tolist() == [0, 0]
+    assert files.targets.tolist() == [-1, -1]
 
 
 def test_tiny_imagenet_as_distributed(tmp_path):

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,7 @@ from emp_plugin import main_linear
 from emp_plugin.data import ImageData, files, in_order, load_dataset
 from emp_plugin.data.files import ImageFiles, read_image
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation import extract_features, pixel_features
+from emp_plugin.evaluation import View, extract_features, pixel_features
 from emp_plugin.transforms import PatchAugmentation
 from support.runs import TINY_EMP, command, pretrain, the_run
 
@@ -57,11 +58,10 @@ def test_images_on_disk_give_the_features_of_images_in_memory(folders):
     for workers in (0, 2):
         assert torch.equal(torch.cat(list(in_order(train, 7, workers))), memory.images)
     layers = torch.nn.AvgPool2d(16), torch.nn.Flatten(), torch.nn.Linear(12, 5)
-    network, augmentation = torch.nn.Sequential(*layers), PatchAugmentation(2, 16, 32)
-    network.features = lambda x: {"backbone": network(x)}
-    for view in ("whole", "bag"):
-        on_disk = extract_features(network, train, augmentation, view, 3)
-        in_memory = extract_features(network, memory, augmentation, view, 3)
+    network, crops = torch.nn.Sequential(*layers), PatchAugmentation(2, 16, 32)
+    for view in (View("whole"), View("bag", crops, num_patches=3, augmented=True)):
+        on_disk = extract_features(network, train, view)
+        in_memory = extract_features(network, memory, view)
         assert torch.equal(on_disk.features["backbone"], in_memory.features["backbone"])
         assert torch.equal(on_disk.targets, train.targets)
 
@@ -96,7 +96,7 @@ def test_pixels_of_large_images_are_averaged_down(folders):
     train, _ = load_dataset(
         "custom", str(folders / "train"), val_path=str(folders / "val"), image_size=64
     )
-    pixels = pixel_features(train, PatchAugmentation(2, 16, 32)).features["pixels"]
+    pixels = pixel_features(train).features["pixels"]
     image = train.fetch(torch.tensor([3]))[0].double() / 255 * 2 - 1
     expected = image.view(3, 32, 2, 32, 2).mean((2, 4)).flatten()
     torch.testing.assert_close(pixels[3].double(), expected, atol=1e-5, rtol=0)
@@ -121,7 +121,11 @@ def test_a_run_on_images_without_labels(tmp_path, capsys):
     write(tmp_path / "flat", 17)
     assert pretrain(tmp_path, *SETTINGS, f"data.train_path={tmp_path / 'flat'}") == 0
     assert "no labels" in capsys.readouterr().out
-    assert json.loads((the_run(tmp_path) / "summary.json").read_text())["evaluation"] == []
+    run = the_run(tmp_path)
+    assert json.loads((run / "summary.json").read_text())["evaluation"] == []
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics.train_loss.notna().all()
+    assert metrics.train_acc1.isna().all()
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +166,12 @@ def test_tiny_imagenet_s_recipes_run_to_the_end(tiny_imagenet, tmp_path, method,
         "max_epochs=1",
         "evaluation.references=False",
         "evaluation.probes=[knn]",
-        "evaluation.bag_patches=2",
     ]
     assert pretrain(tmp_path, *small, *settings, recipe=f"tiny-imagenet/{method}") == 0
     run = the_run(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert [row["view"] for row in summary["evaluation"]] == ["whole", "bag of 2 plain"]
+    assert [row["view"] for row in summary["evaluation"]] == ["whole", "dense"]
     weights = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert weights["backbone.conv1.weight"].shape[-1] == 7  # ImageNet's stem, as in the paper
 

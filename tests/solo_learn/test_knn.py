@@ -1,8 +1,10 @@
+"""solo-learn's k-NN classifier, repaired, against one image at a time in float64."""
+
 import pytest
 import torch
 
+from emp_plugin.evaluation.probes import knn_probe, nearest
 from emp_plugin.solo_learn import API, WeightedKNNClassifier
-from emp_plugin.solo_learn.knn import knn_accuracy
 
 
 def reference(train_x, train_y, test_x, test_y, k, temperature, distance, epsilon):
@@ -26,6 +28,17 @@ def reference(train_x, train_y, test_x, test_y, k, temperature, distance, epsilo
     return [100 * hit / len(test_y) for hit in hits]
 
 
+def repaired_accuracy(train_x, train_y, test_x, test_y, distance, k=3, max_matrix=10**6):
+    knn = WeightedKNNClassifier(k=k, distance_fx=distance, max_distance_matrix_size=max_matrix)
+    knn(
+        train_features=train_x,
+        train_targets=train_y,
+        test_features=test_x,
+        test_targets=test_y,
+    )
+    return knn.compute()
+
+
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize(("k", "max_matrix"), [(1, 10**6), (7, 100), (50, 10**6), (200, 1)])
 def test_against_reference(distance, k, max_matrix):
@@ -33,7 +46,7 @@ def test_against_reference(distance, k, max_matrix):
     train_x, train_y = 20 * torch.randn(60, 5), torch.randint(9, (60,))
     test_x, test_y = 20 * torch.randn(23, 5), torch.randint(8, (23,))
     expected = reference(train_x, train_y, test_x, test_y, k, 0.07, distance, 1e-5)
-    top1, top5 = knn_accuracy(train_x, train_y, test_x, test_y, k, 0.07, distance, 1e-5, max_matrix)
+    top1, top5 = repaired_accuracy(train_x, train_y, test_x, test_y, distance, k, max_matrix)
     assert top1 == pytest.approx(expected[0])
     # classes without a vote may fill up the five best
     assert top5 >= expected[1] - 1e-9
@@ -41,17 +54,7 @@ def test_against_reference(distance, k, max_matrix):
 
 def test_unknown_distance():
     with pytest.raises(ValueError, match="manhattan"):
-        knn_accuracy(
-            torch.ones(2, 2),
-            torch.zeros(2).long(),
-            torch.ones(2, 2),
-            torch.zeros(2).long(),
-            1,
-            1.0,
-            "manhattan",
-            0.0,
-            10,
-        )
+        nearest(torch.ones(2, 2), torch.ones(2, 2), 1, "manhattan")
 
 
 def test_without_features_there_is_no_accuracy():
@@ -67,13 +70,13 @@ def test_class_updates_without_computing_and_empties_its_banks():
     assert knn.test_features == []
 
 
-def test_unpatched_class_cannot_be_made(unpatched):
+def test_untouched_class_cannot_be_made(untouched):
     with pytest.raises(ValueError, match="compute_on_step"):
-        unpatched.knn.WeightedKNNClassifier()
+        untouched.knn.WeightedKNNClassifier()
 
 
-def unpatched_accuracy(unpatched, distance, train_x, train_y, test_x, test_y):
-    knn = unpatched.knn.WeightedKNNClassifier.__new__(unpatched.knn.WeightedKNNClassifier)
+def untouched_accuracy(untouched, distance, train_x, train_y, test_x, test_y):
+    knn = untouched.knn.WeightedKNNClassifier.__new__(untouched.knn.WeightedKNNClassifier)
     knn.__dict__.update(
         train_features=[train_x],
         train_targets=[train_y],
@@ -86,24 +89,33 @@ def unpatched_accuracy(unpatched, distance, train_x, train_y, test_x, test_y):
         epsilon=1e-5,
         reset=lambda: None,
     )
-    return unpatched.knn.WeightedKNNClassifier.compute(knn)
+    return untouched.knn.WeightedKNNClassifier.compute(knn)
 
 
 @pytest.mark.skipif(
     API != "1.0.2",
-    reason="about the wheel; solo-learn's head, in use, scales the features itself",
+    reason="about solo-learn 1.0.2; 1.0.6 normalises the features itself",
 )
-def test_unpatched_cosine_overflows(unpatched):
-    """Features of length 20 point at their class, but exp(400 / 0.07) is infinite for all: ours is right, solo-learn's by chance."""
+def test_untouched_cosine_overflows(untouched):
+    """Features of length 20 point at their class, but exp(400 / 0.07) is infinite for all."""
     x = torch.tensor([[20.0, 19.0], [19.0, 20.0], [0.0, 20.0], [0.0, 19.0]])
     y, probe, label = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.0, 20.0]]), torch.tensor([1])
     probe, label = torch.cat([probe, torch.tensor([[20.0, 20.0]])]), torch.tensor([1, 0])
-    assert knn_accuracy(x, y, probe, label, 3, 0.07, "cosine", 1e-5, 10**6)[0] == 100
-    assert unpatched_accuracy(unpatched, "cosine", x, y, probe, label)[0] < 100
+    assert repaired_accuracy(x, y, probe, label, "cosine")[0] == 100
+    assert untouched_accuracy(untouched, "cosine", x, y, probe, label)[0] < 100
 
 
-def test_unpatched_breaks_on_classes_that_the_test_set_lacks(unpatched):
+def test_untouched_breaks_on_classes_that_the_test_set_lacks(untouched):
     x, y = torch.eye(3), torch.arange(3)
     with pytest.raises((RuntimeError, IndexError)):
-        unpatched_accuracy(unpatched, "euclidean", x, y, x[:2], y[:2])
-    assert knn_accuracy(x, y, x[:2], y[:2], 3, 0.07, "euclidean", 1e-5, 10**6)[0] == 100
+        untouched_accuracy(untouched, "euclidean", x, y, x[:2], y[:2])
+    assert repaired_accuracy(x, y, x[:2], y[:2], "euclidean")[0] == 100
+
+
+def test_the_probe_is_solo_learns_where_that_is_right(untouched):
+    """Features of length 1, and every class in both sets."""
+    torch.manual_seed(0)
+    x, u = (torch.nn.functional.normalize(torch.randn(n, 5), dim=1) for n in (120, 60))
+    y, v = torch.arange(120) % 6, torch.arange(60) % 6
+    theirs = untouched_accuracy(untouched, "cosine", x, y, u, v)
+    assert knn_probe(x, y, u, v, k=3) == pytest.approx(tuple(map(float, theirs)), abs=1e-3)

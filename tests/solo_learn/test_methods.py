@@ -36,6 +36,28 @@ def test_baselines_fit_and_validate(tools, name):
     assert trainer.global_step == 2
 
 
+@pytest.mark.parametrize("name", ["simclr", "byol"])
+def test_images_without_labels_train_and_have_no_accuracy(tools, name):
+    """Without the repair the whole loss is NaN."""
+    method = build_method(tools.make_config(name, momentum__classifier=name == "byol"))
+    _, [view, _], targets = next(iter(tools.loader(8, True)))
+    steps = [method._base_shared_step]
+    if name == "byol":
+        steps.append(method._shared_step_momentum)
+    for step in steps:
+        out = step(view, torch.full_like(targets, -1))
+        out["loss"].backward()
+        assert out["loss"] == 0
+        assert torch.isnan(out["acc1"]).all()
+        assert torch.isnan(out["acc5"]).all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+        out = step(view, targets)
+        assert out["loss"] > 0
+        assert out["acc5"] == 100
+        right = (out["logits"].argmax(1) == targets).double().mean()
+        assert out["acc1"].item() == pytest.approx(100 * right.item())
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - NOT_HERE - set(BASELINES)))
 def test_other_methods_can_be_built(tools, name):
     assert isinstance(build_method(tools.make_config(name)), BaseMethod)
