@@ -146,23 +146,3 @@ def emp_ssl_loss(
     invariance = patch_invariance(z)
     coding_rate = total_coding_rate(z if gathered is None else gathered, eps).mean()
     return EMPLoss(-(coding_rate + invariance_weight * invariance), coding_rate, invariance)
-
-
-def effective_rank(z: Tensor) -> Tensor:
-    """Effective rank ``(sum s)^2 / sum s^2`` of the eigenvalues s of ``Z^T Z``.
-
-    Between 1 (all rows parallel: collapse) and min(b, d). This form, of order 2 (participation
-    ratio), needs no eigenvalues, unlike the entropy form (Roy and Vetterli, 2007): the sum is a
-    trace and the sum of squares a Frobenius norm. So the host need not wait for a GPU.
-
-    Args:
-        z: features of shape ``(b, d)``.
-
-    Returns:
-        A scalar in float32 or better; 0 for all-zero features.
-    """
-    with torch.autocast(z.device.type, enabled=False):
-        z = at_least_float32(z)
-        gram = z @ z.mT if z.shape[0] <= z.shape[1] else z.mT @ z
-        sum_of_squares = gram.square().sum().clamp_min(torch.finfo(z.dtype).tiny)
-        return gram.diagonal().sum().square() / sum_of_squares

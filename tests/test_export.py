@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import emp_plugin
 from emp_plugin import main_export
 from emp_plugin.data import load_dataset, normalise
-from emp_plugin.export import export_backbone
+from emp_plugin.export import Backbone, export_backbone
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.training.probing import load_method
 from support import SCRIPTS
@@ -48,6 +48,14 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
     with pytest.raises(ValueError, match="uint8"):
         backbone(images.float())
     assert "layer4.1.bn2.running_var" in load_file(out)  # torchvision's names
+
+
+def test_a_rebuilt_backbone_normalises_as_in_training():
+    images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (0.2, 0.5, 0.6), (0.3, 0.25, 0.4)
+    backbone = Backbone(torch.nn.Identity(), {"mean": mean, "std": std})
+    by_hand = (images[1, 2] / 255 - 0.6) / 0.4
+    torch.testing.assert_close(backbone(images)[1, 2], by_hand)
 
 
 def test_a_checkpoint_between_two_epochs_has_the_one_behind_it(checkpoint, tmp_path):

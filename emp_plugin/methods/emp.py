@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
-from emp_plugin.losses import at_least_float32, effective_rank, emp_ssl_loss
+from emp_plugin.losses import at_least_float32, emp_ssl_loss
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
 
 PRESETS = {  # the two columns of the paper: its published code and its text
@@ -153,16 +153,16 @@ class EMP(BaseMethod):
         _, x, targets = batch
         x = x if isinstance(x, Tensor) else torch.stack(x)
         h, z = self.project_chunks(x) if self.settings.patch_chunk else self.project(x)
-        everybody = gather_images(z)
-        out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps, everybody)
+        gathered = gather_images(z)
+        out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps, gathered)
 
         # the online classifier sees the mean over the patches; its gradient stops at the features
         logits = self.classifier(at_least_float32(h).mean(0).detach())
         labelled = targets >= 0
-        count = labelled.sum().clamp_min(1)
+        count = labelled.sum()
         entropies = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum")
-        class_loss = entropies / count
-        accuracy = 100 * (logits.argmax(-1) == targets).sum() / count
+        class_loss = entropies / count.clamp_min(1)
+        accuracy = 100 * (logits.argmax(-1) == targets).sum() / count  # NaN without any label
 
         if self.knn_eval:  # solo-learn's online k-NN, which validation queries
             self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
@@ -171,7 +171,6 @@ class EMP(BaseMethod):
             "train_loss": out.loss,
             "train_coding_rate": out.coding_rate,
             "train_invariance": out.invariance,
-            "train_effective_rank": effective_rank(everybody.detach().mean(0)),
             "train_class_loss": class_loss,
             "train_acc1": accuracy,
         }

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -213,17 +213,35 @@ class Checkpoints(pl.Callback):
         raise UserError(f"stopped by {name} after step {trainer.global_step}; {advice}")
 
 
+class LateCopy(NamedTuple):
+    """A tensor copied from the GPU as it is made, to be read a step later without a wait."""
+
+    step: int
+    copy: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, value: torch.Tensor, step: int) -> "LateCopy":
+        copy = value.to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream().record_event() if value.is_cuda else None
+        return cls(step, copy, copied)
+
+    def read(self) -> torch.Tensor:
+        if self.copied:
+            self.copied.synchronize()
+        return self.copy
+
+
 class StopOnBrokenLoss(pl.Callback):
     """Stops the run when the loss is NaN or infinite.
 
-    A loss is copied from the GPU as it is made and looked at one step late, so that the host does
-    not wait for it.
+    It is looked at one step late, so that the host does not wait for a GPU.
 
     Raises:
         UserError: at the step after the broken one, or at the end of the epoch.
     """
 
-    pending: tuple[int, float, torch.Tensor, torch.cuda.Event | None] | None = None
+    pending: tuple[LateCopy, float] | None = None
     rate = 0.0
 
     def on_train_batch_start(
@@ -240,10 +258,7 @@ class StopOnBrokenLoss(pl.Callback):
         batch_idx: int,
     ) -> None:
         self._check()
-        loss = outputs["loss"].detach()
-        copy = loss.to("cpu", non_blocking=True)
-        copied = torch.cuda.current_stream().record_event() if loss.is_cuda else None
-        self.pending = (trainer.global_step, self.rate, copy, copied)
+        self.pending = LateCopy.of(outputs["loss"].detach(), trainer.global_step), self.rate
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check()
@@ -251,12 +266,11 @@ class StopOnBrokenLoss(pl.Callback):
     def _check(self) -> None:
         if self.pending is None:
             return
-        step, rate, loss, copied = self.pending
-        if copied:
-            copied.synchronize()
+        copy, rate = self.pending
+        loss = copy.read()
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {step} (learning rate {rate:.3g}). "
+                f"the loss is {loss.item()} at step {copy.step} (learning rate {rate:.3g}). "
                 "Try a smaller optimizer.lr, or precision=32 if this run used fp16."
             )
 

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,15 +25,52 @@ from emp_plugin.solo_learn import API, VERSION, pl
 
 CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-# settings that do not change the training
-NOT_COMPARED = (
+
+# Raised by hand when a change makes the same settings train to other weights.
+TRAINING_VERSION = 1
+# Settings that do not change the training, and those of the Trainer that only show it or validate.
+NOT_COMPARED = {
+    "name",
     "auto_resume",
     "checkpoint",
     "resume_from_checkpoint",
     "wandb",
     "tensorboard",
     "evaluation",
-)
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "limit_val_batches",
+    "num_sanity_val_steps",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "knn_eval",
+    "profiler",
+}
+PLACES = {"num_workers", "train_path", "val_path", "format"}  # of data, likewise
+
+
+def identity(cfg: DictConfig) -> str:
+    """What tells a training from others: a hash of the settings that matter and the version.
+
+    Two runs of one identity end with the same weights, up to what the machine rounds differently.
+    A folder of a user's own images is known by its path alone.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    settings["precision"] = str(settings.get("precision"))
+    own = settings["data"]["dataset"] == "custom"
+    left_out = PLACES - {"train_path"} if own else PLACES
+    data = settings["data"].items()
+    settings["data"] = {key: value for key, value in data if key not in left_out}
+    text = json.dumps([TRAINING_VERSION, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity_of(folder: Path) -> str:
+    """The identity of the training in a folder, as it was when that began."""
+    noted = json.loads((folder / VERSIONS).read_text()) if (folder / VERSIONS).exists() else {}
+    return noted.get("identity") or identity(OmegaConf.load(folder / CONFIG))
 
 
 def new_folder(cfg: DictConfig) -> Path:
@@ -52,7 +90,7 @@ def unfinished_folder(cfg: DictConfig) -> Path | None:
         written = (checkpoints or [path])[0].stat().st_mtime
         if written <= oldest or (folder / SUMMARY).exists():
             continue
-        if _training_part(OmegaConf.load(path)) == _training_part(cfg):
+        if OmegaConf.load(path).name == cfg.name and identity_of(folder) == identity(cfg):
             candidates.append((bool(checkpoints), written, folder))
     return max(candidates)[-1] if candidates else None
 
@@ -96,7 +134,7 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
             f"the checkpoints of this run take {needed / 1e6:.0f} MB; "
             "choose another folder with checkpoint.dir=DIR"
         )
-    about = json.dumps(versions(), indent=2) + "\n"
+    about = json.dumps(versions() | {"identity": identity(cfg)}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -119,11 +157,6 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
 
 def _runs_of(cfg: DictConfig) -> Path:
     return Path(cfg.checkpoint.dir).expanduser() / cfg.method
-
-
-def _training_part(cfg: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 
 def write_text(path: Path, text: str) -> None:

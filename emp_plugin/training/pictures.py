@@ -16,7 +16,8 @@ from emp_plugin.transforms import PatchAugmentation  # noqa: E402
 CURVES = {
     "coding rate (nats)": {"train_coding_rate": "training"},
     "invariance (cosine)": {"train_invariance": "training"},
-    "effective rank": {"train_effective_rank": "training"},
+    "effective rank (centred)": {"train_rank": "training"},
+    "spread (1: even)": {"train_std": "training"},
     "online top-1 accuracy (%)": {
         "train_acc1": "training batches, from their views",
         "val_acc1": "evaluation set, whole images",

@@ -1,4 +1,4 @@
-"""The evaluation of one run or checkpoint: which models to probe, and the table of what came out."""
+"""The evaluation of one run or checkpoint: what is probed, and the table of what came out."""
 
 import glob
 import hashlib
@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from emp_plugin.config import augmentations, check_whole_images, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation import evaluate
-from emp_plugin.solo_learn import build_method, pl
+from emp_plugin.evaluation import PROTOCOLS, Network, evaluate
+from emp_plugin.evaluation.protocol import UNTRAINED
+from emp_plugin.evaluation.views import Encode, find_pool
+from emp_plugin.solo_learn import backbone_of, build_method, pl
 from emp_plugin.training.callbacks import CONFIG_KEY
-from emp_plugin.training.folder import write_rows
+from emp_plugin.training.folder import identity, versions, write_rows
 
 
 def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
@@ -53,14 +57,15 @@ def fresh_method(cfg: DictConfig) -> pl.LightningModule:
 def load_method(
     path: str | Path, like: DictConfig | None = None
 ) -> tuple[pl.LightningModule, DictConfig, dict[str, Any]]:
-    """The trained method of a checkpoint, the configuration it was trained with (it travels in the file), and the checkpoint.
+    """The trained method of a checkpoint, its configuration, which is in the file, and the file.
 
     Args:
         path: the file.
         like: a configuration whose method and network the checkpoint must have.
 
     Raises:
-        UserError: for a file that is missing, broken, no checkpoint of this project, or of another method or network.
+        UserError: for a file that is missing, broken, no checkpoint of this project, or of another
+            method or network.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -92,61 +97,95 @@ def load_method(
         or "state_dict" not in checkpoint
     ):
         raise UserError(
-            f"{path} was not written by emp_plugin: it holds no configuration to rebuild the method from"
+            f"{path} was not written by emp_plugin: it holds no configuration to rebuild the "
+            "method from"
         )
     cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
     for key in ("method", "backbone", "method_kwargs", "data.num_classes"):
-        if like is not None and OmegaConf.select(cfg, key) != OmegaConf.select(like, key):
-            raise UserError(
-                f"{path} is of another run: its {key} is {OmegaConf.select(cfg, key)}, this one's {OmegaConf.select(like, key)}"
-            )
+        there = OmegaConf.select(cfg, key)
+        wanted = there if like is None else OmegaConf.select(like, key)
+        if there != wanted:
+            raise UserError(f"{path} is of another run: its {key} is {there}, this one's {wanted}")
     method = fresh_method(cfg)
     try:
         method.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights do not fit its configuration ({str(error).splitlines()[1].strip()})"
-        ) from error
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: its weights do not fit its configuration ({reason})") from error
     return method, cfg, checkpoint
 
 
+def encoder(method: pl.LightningModule) -> Encode:
+    """What is probed of a method: its ``features`` (EMP's), else the output of its backbone."""
+    if hasattr(method, "features"):
+        return method.features
+    return _Backbone(backbone_of(method))
+
+
+class _Backbone(nn.Module):
+    """A backbone whose output has a name."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.train(backbone.training)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"backbone": self.backbone(x.contiguous(memory_format=torch.channels_last))}
+
+
 def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
-    """Evaluate a checkpoint of any method; leaves ``<probes>-<dataset>-<checkpoint>-<bag>.csv`` beside it and returns its rows.
+    """Evaluate a checkpoint of any method; returns its rows, and leaves them beside it.
+
+    The file is ``<protocol>-<dataset>-<checkpoint>.csv``, and names views and probes where they are
+    not a protocol's.
 
     Raises:
-        UserError: for a checkpoint or data that cannot be read.
+        UserError: for a checkpoint or data that cannot be read, or views that do not fit them.
     """
     path = Path(probe.pretrained_feature_extractor).expanduser()
     method, cfg, _ = load_method(path)
-    data = probed_data(cfg, probe)
-    dataset = data.dataset
+    data, settings = probed_data(cfg, probe), probe.evaluation
     train, test = load_data(data)
     if test is None:
         raise UserError(f"{data.train_path} holds images without labels: there is nothing to probe")
-    side, patch = train.fetch(torch.tensor([0])).shape[-1], augmentations(cfg)[0].patch_size
-    if "whole" in probe.evaluation.views:
+    side = train.fetch(torch.tensor([0])).shape[-1]
+    if "whole" in settings.views:
         check_whole_images(cfg, side)
-    if "bag" in probe.evaluation.views and patch and patch > side:
+    patch = augmentations(cfg)[0].patch_size
+    if patch and patch > side and set(settings.views) != {"whole"}:
         raise UserError(
-            f"patches of {patch}x{patch} pixels, as {path} was trained on, do not fit into images of {side}x{side}: set evaluation.views=[whole]"
+            f"patches of {patch}x{patch} pixels, as {path} was trained on, do not fit into images "
+            f"of {side}x{side}: set evaluation.views=[whole]"
         )
     device = torch.device("cuda" if uses_gpu(probe) else "cpu")
     cfg.precision = probe.precision or cfg.get("precision")
-    bag = (
-        f"bag{probe.evaluation.bag_patches}{'-augmented' if probe.evaluation.bag_augmented else ''}"
-    )
-    out = path.with_name(f"{'-'.join(probe.evaluation.probes)}-{dataset}-{path.stem}-{bag}.csv")
-    # a classifier trained online knows the classes it was trained on; those of a folder have no names to compare
-    same_labels = dataset == cfg.data.dataset and (dataset != "custom" or not probe.data.train_path)
-    rows = evaluate_run(cfg, probe.evaluation, method, train, test, device, out, same_labels)
-    print_table(rows, f"{path} on {dataset}")
+    out = path.with_name(f"{_evaluation_name(settings)}-{data.dataset}-{path.stem}.csv")
+    # A classifier trained online knows the classes it was trained on. Those of a folder have no
+    # names to compare.
+    same_data = data.dataset == cfg.data.dataset
+    same_labels = same_data and (data.dataset != "custom" or not probe.data.train_path)
+    rows = evaluate_run(cfg, settings, method, train, test, device, out, same_labels)
+    print_table(rows, f"{path} on {data.dataset}")
     print(f"results: {out}")
     return rows
 
 
+def _evaluation_name(settings: DictConfig) -> str:
+    if settings.protocol in PROTOCOLS:
+        return settings.protocol
+    names = [*settings.probes, *settings.views]
+    if "bag" in settings.views:
+        names.append(f"{settings.bag_patches}{'augmented' if settings.bag_augmented else 'plain'}")
+    return "-".join(names)
+
+
 def probed_data(cfg: DictConfig, probe: DictConfig) -> DictConfig:
-    """The data settings that a checkpoint of a run ``cfg`` is probed with. What is not given is the run's, its hold-out included; but a val_path goes with
-    its train_path, a hold-out without one, and an image_size with its dataset."""
+    """The data settings that a checkpoint of a run ``cfg`` is probed with.
+
+    What is not given is the run's, its hold-out included. But a val_path goes with its train_path,
+    a hold-out without one, and an image_size with its dataset.
+    """
     given = {key: value for key, value in probe.data.items() if value is not None}
     if "val_path" in given:
         dropped = {"holdout": 0.0}
@@ -166,48 +205,72 @@ def evaluate_run(
     device: torch.device,
     out: Path,
     same_labels: bool = True,
+    flops: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method, with the untrained one rebuilt from the seed.
+    """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method.
 
-    ``out`` is their CSV file. Until all are there they stand in ``<out>.<fingerprint>.part``, where an evaluation cut short is continued, if weights, data
-    and settings are the same. ``same_labels`` says that the method was trained on these classes, so that its online classifier can be scored.
+    If ``settings.references``, raw pixels and the untrained method, rebuilt from the seed, stand
+    beside it.
+
+    Args:
+        cfg: of the run.
+        settings: of the evaluation.
+        model: the trained method.
+        train, test: the probes learn on the first and are scored on the second.
+        device: to evaluate on.
+        out: CSV file of the rows. Until all are there they stand in ``<out>.<fingerprint>.part``.
+            An evaluation cut short is continued there, if weights, data and settings are the same.
+        same_labels: the method was trained on these classes, so that its online classifier can be
+            scored.
+        flops: of the training, for its rows.
     """
+    ran = versions()
+    about = {"flops": flops, "identity": identity(cfg), "commit": ran["commit"]}
+    about |= {"machine": ran["hardware"], "torch": ran["torch"]}
     bf16 = "bf16" in str(cfg.get("precision", "32"))
-    part = out.with_name(
-        f"{out.name}.{_fingerprint(model, train, test, settings, bf16, same_labels)[:12]}.part"
-    )
+    fingerprint = _fingerprint(model, train, test, settings, bf16, same_labels)[:12]
+    part = out.with_name(f"{out.name}.{fingerprint}.part")
     for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:
         other.unlink()
     rows = _complete_rows(part)
-    done = {(row["model"], row["view"]): None for row in rows}
+    done = list(dict.fromkeys(row["model"] for row in rows))
     if done:
-        print(
-            f"continued after {'; '.join(map(', '.join, done))}, which are in {part.name}",
-            flush=True,
-        )
+        print(f"continued after {', '.join(done)}, which are in {part.name}", flush=True)
+    online = model.classifier if same_labels else None
+    networks = [_network(cfg.method, model.to(device), online)]
+    if settings.references:
+        networks.append(_network(UNTRAINED, fresh_method(cfg).to(device)))
     for row in evaluate(
-        model.to(device),
-        fresh_method(cfg).to(device),
-        cfg.method,
+        networks,
         train,
         test,
-        augmentations(cfg)[0],
+        augmentations(cfg),
         settings,
-        cfg.seed,
+        seed=cfg.seed,
         bf16=bf16,
+        device=device,
         num_workers=cfg.data.num_workers,
-        online=model.classifier if same_labels else None,
         done=done,
     ):
+        row |= about
         rows.append(row)
         write_rows(part, row, rows)
         labels = f", {100 * row['labels']:g} % of the labels" if row["labels"] < 1 else ""
-        print(
-            f"{row['model']}, {row['features']}, {row['view']}, {row['probe']}{labels}: {row['top1']:.2f}",
-            flush=True,
-        )
+        what = ", ".join((row["model"], row["features"], describe_view(row), row["probe"]))
+        print(f"{what}{labels}: {row['top1']:.2f}", flush=True)
     os.replace(part, out)
     return rows
+
+
+def _network(name: str, method: pl.LightningModule, online: nn.Module | None = None) -> Network:
+    return Network(name, encoder(method), find_pool(backbone_of(method)), online)
+
+
+def describe_view(row: Mapping[str, Any]) -> str:
+    """The view of a row in words: "whole", "dense at 2", "bag of 16 plain"."""
+    if row["view"] == "bag":
+        return f"bag of {row['view_patches']:g} {'augmented' if row['augmented'] else 'plain'}"
+    return row["view"] if row["scale"] == 1 else f"{row['view']} at {row['scale']:g}"
 
 
 def _fingerprint(
@@ -221,24 +284,20 @@ def _fingerprint(
     about = OmegaConf.to_container(settings), others, train.classes
     digest = hashlib.sha256(repr(about).encode())
     first = torch.tensor([0])
-    for tensor in (
-        *model.parameters(),
-        *model.buffers(),
-        train.targets,
-        test.targets,
-        train.fetch(first),
-        test.fetch(first),
-    ):
+    images = train.fetch(first), test.fetch(first)
+    for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, *images):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _complete_rows(part: Path) -> list[dict[str, Any]]:
-    """Rows of an evaluation cut short, without those of the model and view that it was at."""
-    rows = pd.read_csv(part).to_dict("records") if part.exists() else []
-    return [
-        row for row in rows if (row["model"], row["view"]) != (rows[-1]["model"], rows[-1]["view"])
-    ]
+    """Rows of an evaluation cut short, without those of the model that it was at."""
+    if not part.exists():
+        return []
+    texts = ("precision", "identity", "commit", "torch")
+    table = pd.read_csv(part, dtype=dict.fromkeys(texts, str))
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [row for row in rows if row["model"] != rows[-1]["model"]]
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
@@ -249,13 +308,6 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     for column in ("labels %", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(
-            row["model"],
-            row["features"],
-            row["view"],
-            row["probe"],
-            f"{100 * row['labels']:g}",
-            f"{row['top1']:.2f}",
-            f"{row['top5']:.2f}",
-        )
+        figures = (f"{100 * row['labels']:g}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+        table.add_row(row["model"], row["features"], describe_view(row), row["probe"], *figures)
     Console().print(table)

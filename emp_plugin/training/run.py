@@ -1,6 +1,7 @@
 """One pretraining run, from configuration to summary."""
 
 import json
+import multiprocessing
 import sys
 import time
 import warnings
@@ -23,15 +24,18 @@ from emp_plugin.training.callbacks import (
     StopOnBrokenLoss,
 )
 from emp_plugin.training.data import PretrainData
+from emp_plugin.training.flops import training_flops
 from emp_plugin.training.folder import (
     SUMMARY,
     checkpoints_in,
     claim,
+    identity,
     new_folder,
     unfinished_folder,
     versions,
     write_text,
 )
+from emp_plugin.training.gauge import CollapseGauge
 from emp_plugin.training.metrics import MetricsCSV
 from emp_plugin.training.probing import (
     evaluate_run,
@@ -108,7 +112,7 @@ def fit(
         on_device=cfg.data.views == "device",
     )
     timer = pl.callbacks.Timer()
-    trainer.callbacks += [timer, StopOnBrokenLoss()]
+    trainer.callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
     if cfg.checkpoint.enabled:
         trainer.callbacks.append(
             Checkpoints(
@@ -139,6 +143,8 @@ def fit(
         paths = ", ".join(path for images in files for path in images.died_on())
         reading = f", reading {paths}" if paths else ""
         said = (str(error) or type(error).__name__).splitlines()[0]
+        for worker in multiprocessing.active_children():
+            worker.kill()  # they ignore the SIGTERM that Python would end them with, and wait for
         raise UserError(
             f"a data worker died after step {trainer.global_step}{reading} ({said}): "
             "out of memory, perhaps; data.num_workers=0 fetches images in the main process"
@@ -161,19 +167,23 @@ def summarise(
 
     The last is the sign that a run is finished.
     """
+    batches = trainer.global_step * cfg.accumulate_grad_batches
+    images = batches * cfg.optimizer.batch_size * trainer.world_size
+    patches = images * views_per_image(cfg)
+    per_image = training_flops(cfg)
+    flops = None if per_image is None else images * per_image
     began = time.perf_counter()
     rows = []
     if cfg.evaluation.enabled and test is not None:
         device, out = trainer.strategy.root_device, folder / "evaluation.csv"
-        rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out)
+        rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out, flops=flops)
     elif cfg.evaluation.enabled:
         print(
             "these images have no labels: no probes; "
             "evaluate the checkpoint on a dataset that has them with scripts/linear"
         )
-    batches = trainer.global_step * cfg.accumulate_grad_batches
-    images = batches * cfg.optimizer.batch_size * trainer.world_size
-    patches = images * views_per_image(cfg)
+    evaluated = time.perf_counter() - began
+    gauge = next(watch for watch in trainer.callbacks if isinstance(watch, CollapseGauge))
     summary = {
         "method": cfg.method,
         "name": cfg.name,
@@ -184,9 +194,12 @@ def summarise(
         "steps": trainer.global_step,
         "images": images,
         "patches": patches,
+        "flops": flops,
+        "collapsed": gauge.collapsed_at is not None,
+        "identity": identity(cfg),
         "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1),
-        "evaluation_seconds": round(time.perf_counter() - began, 1),
+        "evaluation_seconds": round(evaluated, 1),
         "patches_per_second": round(patches / trained, 1),
         "command": " ".join(sys.argv),
         "versions": versions(),

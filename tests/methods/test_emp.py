@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import math
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     class_loss = F.cross_entropy(logits[:3], targets[:3])
     torch.testing.assert_close(loss, expected.loss + class_loss)
     assert model.logged["train_coding_rate"] == pytest.approx(expected.coding_rate.item(), rel=1e-4)
-    assert 1 <= model.logged["train_effective_rank"] <= 4
+    # of the three that have a label, in percent
+    right = (logits[:3].argmax(1) == targets[:3]).sum().item()
+    assert model.logged["train_acc1"] == pytest.approx(100 * right / 3)
 
     # solo-learn's list of views
     model.load_state_dict(state)
@@ -85,9 +88,31 @@ def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     torch.testing.assert_close(of_list, loss)
 
 
-def test_batches_without_labels_train(method):
-    batch = [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.full((4,), -1)]
-    assert torch.isfinite(method().training_step(batch, 0))
+@pytest.mark.parametrize(
+    ("targets", "percent"),
+    [
+        ([3, 3, 3, 3], 100),
+        ([3, 3, 3, 2], 75),
+        ([3, -1, -1, 2], 50),
+        ([-1, -1, -1, 3], 100),
+        ([-1, 0, 0, 0], 0),
+        ([-1, -1, -1, -1], None),
+    ],
+)
+def test_accuracy_is_of_the_images_with_labels(method, targets, percent):
+    """A classifier that always says 3. Without any label there is no accuracy, but a loss."""
+    model = method()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()[3] = 1
+    batch = [torch.arange(4), torch.randn(2, 4, 3, 16, 16), torch.tensor(targets)]
+    loss = model.training_step(batch, 0)
+    assert torch.isfinite(loss)
+    if percent is None:
+        assert math.isnan(model.logged["train_acc1"])
+        assert model.logged["train_class_loss"] == 0
+    else:
+        assert model.logged["train_acc1"] == pytest.approx(percent)
 
 
 def test_the_online_classifier_does_not_train_the_backbone(method):

@@ -17,7 +17,6 @@ SETTINGS = [
     "limit_train_batches=2",
     "max_epochs=1",
     "evaluation.probes=[knn]",
-    "evaluation.bag_patches=2",
     "evaluation.references=False",
 ]
 VIT = [
@@ -32,9 +31,9 @@ BAG = ["evaluation.views=[bag]", "limit_val_batches=0"]
 @pytest.mark.parametrize(
     ("settings", "width", "views"),
     [
-        (["backbone.name=resnet50"], 2048, ["whole", "bag of 2 plain"]),
-        ([*VIT, *BAG], 192, ["bag of 2 plain"]),
-        ([*VIT, "data.output_size=32"], 192, ["whole", "bag of 2 plain"]),
+        (["backbone.name=resnet50"], 2048, ["whole", "dense"]),
+        ([*VIT, *BAG], 192, ["bag"]),
+        ([*VIT, "data.output_size=32"], 192, ["whole", "bag"]),
     ],
 )
 def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, capsys):
@@ -47,7 +46,7 @@ def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, cap
     ]
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert state["classifier.weight"].shape[1] == width
-    if views == ["bag of 2 plain"]:
+    if views == ["bag"]:
         checkpoint = f"pretrained_feature_extractor={run / 'last.ckpt'}"
         assert main_linear.main(command("linear/digits", "emp", checkpoint)) == 1
         message = "cannot take whole images of 32x32: set evaluation.views=[bag]"

@@ -71,10 +71,19 @@ def test_views_depend_on_seed_epoch_and_step_alone():
         assert not torch.equal(once[0], other[0])
 
 
+def test_two_augmentations_draw_different_crops():
+    """Of the same images, with the same settings: the second is no copy of the first."""
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    views = [BatchMultiPatch(num_patches=1, patch_size=8, output_size=8) for _ in range(2)]
+    first, second = make_views(views, images, steps(batch_size=4)[0], 0, 4)
+    assert not any(torch.equal(a, b) for a, b in zip(first[0], second[0]))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_reach_the_method_in_solo_learn_s_form(digits, monkeypatch, num_workers):
     monkeypatch.setattr("emp_plugin.training.data.batches_trained", lambda trainer: 0)
-    views = [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16)]
+    mean, std = (0.2, 0.5, 0.6), (0.3, 0.25, 0.4)
+    views = [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16, mean=mean, std=std)]
     data = PretrainData(*digits, views, 8, 0, num_workers, stacked=True)
     data.trainer = SimpleNamespace(limit_train_batches=1.0, global_rank=0, world_size=1)
     loader = data.train_dataloader()
@@ -90,7 +99,7 @@ def test_batches_reach_the_method_in_solo_learn_s_form(digits, monkeypatch, num_
     validation = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
     # the incomplete last batch counts
     assert torch.equal(torch.cat([y for _, y in validation]), digits[1].targets)
-    expected = normalise(digits[1].images[:256], (0.5,) * 3, (0.5,) * 3)
+    expected = normalise(digits[1].images[:256], mean, std)
     torch.testing.assert_close(validation[0][0], expected)
 
 

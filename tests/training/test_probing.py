@@ -66,6 +66,7 @@ def test_patches_larger_than_the_other_images_are_named_before_anything_is_probe
     )
     with pytest.raises(
         UserError,
-        match="patches of 48x48 pixels, as last.ckpt was trained on, do not fit into images of 32x32: set evaluation.views",
+        match="patches of 48x48 pixels, as last.ckpt was trained on, do not fit into images of "
+        "32x32: set evaluation.views",
     ):
         probing.probe_checkpoint(probe)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from importlib import import_module
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,13 +11,13 @@ from PIL import Image
 
 from emp_plugin import main_knn, main_linear
 from emp_plugin.config import augmentations, read_config
-from emp_plugin.evaluation import extract_features
+from emp_plugin.evaluation import extract_features, protocol
 from emp_plugin.evaluation.probes import train_classifier
 from emp_plugin.solo_learn import pl
 from emp_plugin.training import pictures
 from emp_plugin.training.callbacks import CONFIG_KEY, Checkpoints
 from emp_plugin.training.data import PretrainData
-from emp_plugin.training.probing import evaluate_run, fresh_method
+from emp_plugin.training.probing import encoder, evaluate_run, fresh_method
 from emp_plugin.training.run import batch_norm_group
 from emp_plugin.transforms import BatchMultiPatch
 from support import SCRIPTS, runs
@@ -87,16 +86,17 @@ def test_what_a_run_leaves(finished):
     assert summary["train_seconds"] > 0
     assert summary["patches_per_second"] == pytest.approx(320 / summary["train_seconds"], rel=0.1)
     rows = pd.DataFrame(summary["evaluation"])
-    bag, probes = "bag of 2 plain", ("linear", "knn")
+    bag, probes = "bag", ("linear", "knn", "knn10")
     networks, features = ("emp", "untrained"), ("backbone", "embedding")
     expected = {("emp", "backbone", bag, "online linear")}
     expected |= set(itertools.product(networks, features, [bag], probes))
     expected |= {("raw pixels", "pixels", "whole", probe) for probe in probes}
     assert {tuple(row) for row in rows[["model", "features", "view", "probe"]].values} == expected
-    assert rows.top1.between(0, 100).all()
     assert (rows.top5 >= rows.top1).all()
     metrics = pd.read_csv(finished / "metrics.csv")
     assert metrics.train_coding_rate.notna().sum() == 10
+    assert metrics.train_rank.between(1, 15).sum() == 10
+    assert metrics.train_std.between(0, 1).sum() == 10
     assert metrics.val_acc1.notna().sum() == 2
     for name in ("patches.png", "curves.png"):
         with Image.open(finished / name) as picture:
@@ -132,10 +132,10 @@ def test_the_online_classifier_s_row_is_the_validation_s(config, digits, tmp_pat
     train, test = digits[0].subset(range(80)), digits[1].subset(range(60))
     model, (augmentation, *_) = fresh_method(cfg), augmentations(cfg)
     # an online classifier that knows something
-    extracted = extract_features(model, train, augmentation)
-    features = extracted.features["backbone"]
-    ((weight, bias),) = train_classifier(features, extracted.targets, 10, 30, 0.03, 0, 10)
-    model.classifier.load_state_dict({"weight": weight, "bias": bias})
+    mean, std = augmentation.mean, augmentation.std
+    features, targets = extract_features(encoder(model), train, mean=mean, std=std)
+    knowing = train_classifier(features["backbone"], targets, 10, 0, 30, 0.03, 0, 10)
+    model.classifier.load_state_dict(knowing[0].state_dict())
     device, out = torch.device("cpu"), tmp_path / "evaluation.csv"
     rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out)
     (row,) = [row for row in rows if row["probe"] == "online linear"]
@@ -157,44 +157,38 @@ def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypa
         "digits/emp",
         "precision=32",
         "method_kwargs.embedding_dim=16",
+        "evaluation.views=[whole]",
         "evaluation.probes=[knn]",
-        "evaluation.bag_patches=2",
     )
     data = digits[0].subset(range(40)), digits[1].subset(range(20))
     out = tmp_path / "evaluation.csv"
-    module = import_module("emp_plugin.evaluation.evaluate")
-    model, extract, taken = fresh_method(cfg), module.extract_features, []
+    model, extract, taken = fresh_method(cfg), protocol.extract_views, []
 
     def extract_until(end):
-        def extract_or_stop(*arguments):
+        def extract_or_stop(*arguments, description, **settings):
             if len(taken) == end:
                 raise KeyboardInterrupt
-            taken.append(arguments[8])
-            return extract(*arguments)
+            taken.append(description)
+            return extract(*arguments, description=description, **settings)
 
-        monkeypatch.setattr(module, "extract_features", extract_or_stop)
+        monkeypatch.setattr(protocol, "extract_views", extract_or_stop)
         taken.clear()
         return evaluate_run(cfg, cfg.evaluation, model, *data, torch.device("cpu"), out)
 
     whole = extract_until(None)
-    assert len(taken) == 8
+    assert taken == ["emp, train", "emp, test", "untrained, train", "untrained, test"]
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.csv"]
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
-        extract_until(5)  # within the bag of the trained network
+        extract_until(3)  # within the untrained network
     assert not out.exists()
-    continued = extract_until(None)  # and the last one that was complete, of which this is not sure
-    assert taken == [
-        f"{model}, {view}, {split}"
-        for model, view in (("untrained", "whole"), ("emp", "bag"), ("untrained", "bag"))
-        for split in ("train", "test")
-    ]
-    assert "continued after raw pixels, whole; emp, whole" in capsys.readouterr().out
+    continued = extract_until(None)  # with the last complete one, of which this is not sure
+    assert taken == ["emp, train", "emp, test", "untrained, train", "untrained, test"]
+    assert "continued after raw pixels" in capsys.readouterr().out
     for rows in (whole, continued):
         for row in rows:
             del row["seconds"]
     assert whole == continued
-    assert pd.read_csv(out).drop(columns="seconds").to_dict("records") == whole
 
     def other_weights():
         torch.nn.init.zeros_(model.embedder[0].weight)
@@ -204,10 +198,10 @@ def test_an_evaluation_cut_short_is_continued(config, digits, tmp_path, monkeypa
 
     for change in (other_weights, other_images):
         with pytest.raises(KeyboardInterrupt):
-            extract_until(5)
+            extract_until(3)
         change()
-        extract_until(None)  # from the beginning
-        assert len(taken) == 8
+        extract_until(None)  # from the beginning, raw pixels too
+        assert "continued" not in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["evaluation.csv"]
 
 
@@ -297,9 +291,9 @@ def test_a_baseline_takes_the_same_road(tmp_path):
     state = state_of(run / "last.ckpt")["state_dict"]
     online, momentum = (state[f"{name}.conv1.weight"] for name in ("backbone", "momentum_backbone"))
     assert not torch.equal(online, momentum)
-    # two panels: its loss, under its own name, and the online accuracy
+    # four panels: its loss, under its own name, both gauges and the online accuracy
     with Image.open(run / "curves.png") as picture:
-        assert picture.width > 1.5 * picture.height
+        assert picture.width > 4 * picture.height
 
 
 def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(
@@ -325,8 +319,11 @@ def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(
     assert len(pd.read_csv(run / "metrics.csv")) == len(pd.read_csv(finished / "metrics.csv"))
 
 
-@pytest.mark.parametrize(("main", "probe"), [(main_linear, "linear"), (main_knn, "knn")])
-def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe):
+@pytest.mark.parametrize(
+    ("main", "probe", "probes"),
+    [(main_linear, "linear", "linear-knn-knn10"), (main_knn, "knn", "knn-knn10")],
+)
+def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe, probes):
     settings = [
         f"pretrained_feature_extractor={finished / 'last.ckpt'}",
         "evaluation.views=[bag]",
@@ -336,9 +333,9 @@ def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe)
         "data.fraction=0.06",
     ]
     assert main.main(command(f"{probe}/digits", "emp", *settings)) == 0
-    rows = pd.read_csv(finished / f"{probe}-digits-last-bag2.csv")
+    rows = pd.read_csv(finished / f"{probes}-bag-2plain-digits-last.csv")
     whole = pd.read_csv(finished / "evaluation.csv")
-    whole = whole[whole.probe.isin([probe, f"online {probe}"])].reset_index(drop=True)
+    whole = whole[whole.probe.isin(rows.probe.unique())].reset_index(drop=True)
     columns = ["model", "features", "view", "top1", "top5"]
     pd.testing.assert_frame_equal(rows[columns], whole[columns])
 

@@ -1,0 +1,64 @@
+"""What tells one training from another."""
+
+import pytest
+
+from emp_plugin.training import folder
+from emp_plugin.training.folder import identity
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "data.num_workers=3",
+        "data.train_path=elsewhere",
+        "log_every_n_steps=7",
+        "enable_progress_bar=False",
+        "limit_val_batches=0",
+        "checkpoint.dir=elsewhere",
+        "evaluation.protocol=quick",
+        "wandb.project=other",
+    ],
+)
+def test_what_does_not_matter_to_a_training(config, override):
+    assert identity(config("cifar/emp", override)) == identity(config("cifar/emp"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=0.2",
+        "seed=6",
+        "max_epochs=2",
+        "precision=16-mixed",
+        "data.fraction=0.5",
+        "data.num_patches=21",
+        "method_kwargs.eps=0.3",
+        "limit_train_batches=3",
+    ],
+)
+def test_what_matters(config, override):
+    assert identity(config("cifar/emp", override)) != identity(config("cifar/emp"))
+
+
+def test_the_folder_of_own_images_matters(config):
+    holdout = "data.holdout=0.1"
+    here, there, busy = (
+        config("custom/emp", holdout, f"data.train_path={path}", f"data.num_workers={workers}")
+        for path, workers in (("a", 0), ("b", 0), ("a", 2))
+    )
+    assert identity(here) != identity(there)
+    assert identity(here) == identity(busy)
+
+
+def test_a_training_of_another_version_is_another(config, tmp_path, monkeypatch):
+    """It is not continued: the folder says what it was when it began."""
+    cfg = config("cifar/emp", f"checkpoint.dir={tmp_path}")
+    before = identity(cfg)
+    begun = folder.new_folder(cfg)
+    with folder.claim(begun, cfg, 0):
+        pass
+    assert folder.unfinished_folder(cfg) == begun
+    monkeypatch.setattr(folder, "TRAINING_VERSION", folder.TRAINING_VERSION + 1)
+    assert identity(cfg) != before
+    assert folder.unfinished_folder(cfg) is None
