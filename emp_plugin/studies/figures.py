@@ -11,7 +11,14 @@ import pandas as pd
 from matplotlib.ticker import LogLocator
 
 from emp_plugin.studies.plan import describe_length
-from emp_plugin.studies.rows import COURSE, Cell, cells, data_title, split_references
+from emp_plugin.studies.rows import (
+    COURSE,
+    Cell,
+    cells,
+    data_title,
+    protocol_title,
+    split_references,
+)
 from emp_plugin.studies.titles import method_title
 from emp_plugin.training.pictures import save_figure
 
@@ -59,15 +66,19 @@ def draw_ablation(rows: pd.DataFrame, path: Path) -> None:
 
 
 def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
-    """Accuracies against epochs and against minutes; points are evaluated runs or checkpoints."""
+    """Accuracies against epochs and against minutes; points are evaluated runs or checkpoints.
+
+    Rows of several machines have FLOPs in place of minutes.
+    """
     measured, references = _drawn(rows)
     if measured.empty:
         return
-    measured = measured.assign(minutes=measured.train_seconds / 60)
-    units = {
-        "epoch": "epochs (passes through the training set)",
-        "minutes": "minutes of training (without evaluation)",
-    }
+    measured = measured.assign(minutes=measured.train_seconds / 60, petaflops=measured.flops / 1e15)
+    units = {"epoch": "epochs (passes through the training set)"}
+    if measured.machine.nunique() > 1:  # their minutes cannot be compared
+        units["petaflops"] = "PFLOP of training"
+    else:
+        units["minutes"] = "minutes of training (without evaluation)"
     figure, axes = _grid(cells(measured), len(units), width=9.6)
     for cell, line in axes.items():
         part = cell.of(measured)
@@ -89,7 +100,7 @@ def _drawn(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows[
             (rows.error == "")
             & (rows.labels == 1)
-            & rows.probe.isin(["linear", "knn"])
+            & rows.probe.isin(["linear", "published", "knn"])
             & rows.features.isin(["backbone", "pixels"])
         ]
     )
@@ -188,8 +199,8 @@ def _finish(
     spread = f", seed {measured.seed.iloc[0]} only"
     if measured.seed.nunique() > 1:
         spread = ", mean and standard deviation over seeds"
-    title = f"{data_title(measured)}: probes of the backbone's features{spread}"
-    figure.suptitle(title, fontsize=10)
+    title = f"{data_title(measured)}: probes of the backbone's features"
+    figure.suptitle(f"{title}, {protocol_title(measured)}{spread}", fontsize=10)
     save_figure(figure, path)
 
 

@@ -1,5 +1,6 @@
 """The runs of a study: ordinary pretrainings in processes of their own."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from emp_plugin.config import Evaluation
 from emp_plugin.errors import UserError
 from emp_plugin.studies.plan import TrialFailed
 from emp_plugin.studies.recipes import Recipes
-from emp_plugin.training.folder import CONFIG, LAST, NOT_COMPARED, SUMMARY
+from emp_plugin.training.folder import CONFIG, LAST, SUMMARY, identity
 
 RUNS, SPEED_CHECKS = "runs", "speed_checks"  # folders of a study
 
 
 class Runs:
-    """The runs of a study, found again by their configurations.
+    """The runs of a study, found again by their identities.
 
     Args:
         folder: of the study.
@@ -45,12 +46,13 @@ class Runs:
         def is_kept(checkpoint: Path) -> bool:
             return checkpoint.exists() or checkpoint.with_suffix(".json").exists()
 
+        wanted = identity(recipe)
         summaries = (self.folder / place / recipe.method).glob(f"*/{SUMMARY}")
         return [
-            folder
-            for folder in (summary.parent for summary in summaries)
-            if _training(OmegaConf.load(folder / CONFIG)) == _training(recipe)
-            and all(is_kept(folder / name) for name in kept)
+            summary.parent
+            for summary in summaries
+            if json.loads(summary.read_text()).get("identity") == wanted
+            and all(is_kept(summary.with_name(name)) for name in kept)
         ]
 
     def evaluated(
@@ -151,11 +153,6 @@ def last_line(text: str) -> str:
     """The last line of a command's output or of an error, which says why it failed."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else ""
-
-
-def _training(cfg: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(cfg)
-    return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 
 def _evaluation(cfg: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long the runs of a study are: what makes a budget of epochs, minutes or passes equal."""
+"""How long the runs of a study are: what makes a budget of epochs, minutes or FLOPs equal."""
 
 import json
 import math
@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 
 from emp_plugin.studies.launch import SPEED_CHECKS, Runs
 from emp_plugin.studies.plan import Trial
-from emp_plugin.studies.recipes import Recipes, global_batch, views_per_image
+from emp_plugin.studies.recipes import Recipes, global_batch
+from emp_plugin.training.flops import training_flops
 from emp_plugin.training.folder import SUMMARY
 
 SPEED_CHECK_STEPS = 4  # of the first one
@@ -47,9 +48,9 @@ class Lengths:
     def _steps_of_budget(self, trial: Trial, per_epoch: int) -> float:
         if trial.budget == "epochs":
             return trial.length * per_epoch
-        if trial.budget == "passes":
+        if trial.budget == "flops":
             emp, recipe = self._emp(), self.recipes.of(trial)
-            return steps_for_passes(trial.length, emp, recipe, self.recipes.images(emp))
+            return steps_for_flops(trial.length, emp, recipe, self.recipes.images(emp))
         rate = self.steps_per_second(trial)
         steps = rate * 60 * trial.length
         print(
@@ -60,7 +61,7 @@ class Lengths:
         return steps
 
     def _emp(self) -> DictConfig:
-        """The recipe whose backbone passes are the budget: the study's first of EMP, or ``emp``."""
+        """The recipe whose FLOPs are the budget: the study's first of EMP, or ``emp``."""
         for method in self.cfg.methods:
             recipe = self.recipes.read(method)
             if recipe.method == "emp":
@@ -108,8 +109,8 @@ class Lengths:
         return summary["steps"] / max(summary["train_seconds"], 0.1)  # rounded to tenths
 
 
-def steps_for_passes(epochs: float, emp: DictConfig, recipe: DictConfig, images: int) -> float:
-    """Steps in which a recipe makes as many backbone passes (images x views) as EMP.
+def steps_for_flops(epochs: float, emp: DictConfig, recipe: DictConfig, images: int) -> float:
+    """Steps in which a recipe trains with as many FLOPs as EMP.
 
     Args:
         epochs: of EMP.
@@ -118,8 +119,8 @@ def steps_for_passes(epochs: float, emp: DictConfig, recipe: DictConfig, images:
         images: in one of the epochs.
     """
     seen = images // global_batch(emp) * global_batch(emp)
-    passes = epochs * seen * views_per_image(emp)
-    return passes / (global_batch(recipe) * views_per_image(recipe))
+    flops = epochs * seen * training_flops(emp)
+    return flops / (global_batch(recipe) * training_flops(recipe))
 
 
 def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.config import read_config
 from emp_plugin.studies.recipes import global_batch
+from emp_plugin.studies.rows import Cell
 from emp_plugin.studies.titles import METHODS
 
 HERE = Path(__file__).parent
@@ -37,28 +38,35 @@ def paper_minutes(datasets: set[str]) -> pd.DataFrame:
 def paper_figure(row: pd.Series) -> str:
     """The paper's top-1 accuracy of the same method, linear probe and epochs, or "".
 
-    The schedule is the same, or one that the paper does not state; the figure then has a mark.
+    The schedule is the same, or one that is not said; the figure then has a mark.
     """
     same = paper_figures(row.dataset, row.paper)
     same = same[(same.epochs - row.epoch).abs() < 0.01]
-    for schedule, mark in ((row.schedule, ""), ("not stated", "\\*")):
+    marks = {row.schedule: "", "not stated": "\\*"}
+    if row.schedule == "fitted":
+        marks["fitted to 1 or 2"] = "\\*\\*"
+    for schedule, mark in marks.items():
         found = same[same.schedule == schedule]
         if len(found):
             return f"{found.top1.iloc[0]:.1f}{mark}"
     return ""
 
 
-def papers_cell(row: pd.Series) -> tuple[str, str]:
-    """The features and the view that the paper probes of a row's method."""
+def papers_cell(row: pd.Series) -> tuple[str, Cell]:
+    """The features, and the probe of which view, that the paper has of a row's method.
+
+    Of the others than EMP-SSL it says no more than "linear probe".
+    """
     if row.paper.startswith("EMP"):
-        return "embedding", "bag of 128 augmented"
-    return "backbone", "whole"
+        return "embedding", Cell("published", "bag", 128, True)
+    return "backbone", Cell("linear", "whole")
 
 
 def in_papers_cell(row: pd.Series) -> bool:
     """Whether the paper's figure of a row's method may stand beside it."""
-    same = (row.features, row.view) == papers_cell(row)
-    return row.paper != "" and row.labels == 1 and same
+    features, cell = papers_cell(row)
+    is_same = row.features == features and bool(cell.holds(row))
+    return row.paper != "" and row.labels == 1 and is_same
 
 
 def paper_name(recipe: DictConfig, folder: Path) -> str:

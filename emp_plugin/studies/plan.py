@@ -12,7 +12,7 @@ class Trial(NamedTuple):
     seed: int
     schedule: str  # fitted or snapshot
     budget: str
-    length: float  # epochs, minutes, or (passes) epochs of EMP
+    length: float  # epochs, minutes, or (flops) epochs of EMP
     points: tuple[float, ...]  # in the unit of length; the last one is the end
     override: tuple[str, ...] = ()  # the ablated setting, as it is overridden
 
@@ -29,13 +29,13 @@ class TrialFailed(Exception):
 def describe_length(budget: str, length: float) -> str:
     """A length in words.
 
-    >>> describe_length("minutes", 5), describe_length("passes", 1)
-    ('5 minutes of training', '1 epoch of EMP-SSL in backbone passes')
+    >>> describe_length("minutes", 5), describe_length("flops", 1)
+    ('5 minutes of training', '1 epoch of EMP-SSL in FLOPs')
     """
     unit, of = {
         "epochs": ("epoch", ""),
         "minutes": ("minute", " of training"),
-        "passes": ("epoch", " of EMP-SSL in backbone passes"),
+        "flops": ("epoch", " of EMP-SSL in FLOPs"),
     }[budget]
     return f"{length:g} {unit}{'' if length == 1 else 's'}{of}"
 

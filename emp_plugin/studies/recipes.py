@@ -7,10 +7,11 @@ from omegaconf import DictConfig
 
 from emp_plugin.config import augmentations, read_config
 from emp_plugin.data import load_dataset
+from emp_plugin.data.datasets import IMAGE_SIZE
+from emp_plugin.errors import UserError
+from emp_plugin.evaluation.views import dense_scale
 from emp_plugin.solo_learn import processes
 from emp_plugin.studies.plan import Trial, TrialFailed
-
-VIEWS = ("whole", "bag")
 
 
 class Recipes:
@@ -92,23 +93,33 @@ def resolved(recipe: DictConfig) -> str:
     return ", ".join(f"{key}={value:g}" for key, value in settings.items())
 
 
-def shared_inputs(recipes: Recipes, trials: list[Trial]) -> dict[Trial, dict[str, str]]:
-    """By trial and view, the first trial whose raw pixels and untrained network are the same."""
-    shared = {trial: {} for trial in trials}
-    for view in VIEWS:
-        inputs = [reference_inputs(recipes.of(trial), view) for trial in trials]
-        for trial, own in zip(trials, inputs):
-            first = trials[inputs.index(own)]
-            shared[trial][view] = " ".join((first.method, *first.override))
-    return shared
+def shared_inputs(recipes: Recipes, trials: list[Trial]) -> dict[Trial, str]:
+    """By trial, the first one whose raw pixels and untrained network are the same."""
+    inputs = [reference_inputs(recipes.of(trial)) for trial in trials]
+    firsts = [trials[inputs.index(own)] for own in inputs]
+    return {
+        trial: " ".join((first.method, *first.override)) for trial, first in zip(trials, firsts)
+    }
 
 
-def reference_inputs(recipe: DictConfig, view: str) -> tuple[Any, ...]:
-    """What the features of raw pixels and of an untrained network depend on, besides the seed."""
-    patches = augmentations(recipe)[0].with_patches(1)
-    if view == "whole":
-        images = patches.mean, patches.std
-    else:
-        images = patches if recipe.evaluation.bag_augmented else patches.plain()
+def reference_inputs(recipe: DictConfig) -> tuple[Any, ...]:
+    """What raw pixels and an untrained network are evaluated with, besides the seed.
+
+    Raises:
+        UserError: for crops of several sizes, of which no scale of a dense view is right.
+    """
+    made, settings = augmentations(recipe), recipe.evaluation
+    first = made[0].with_patches(1)
+    images: list[Any] = [first.mean, first.std]
+    if "dense" in settings.views:
+        side = recipe.data.image_size or IMAGE_SIZE[recipe.data.dataset]
+        try:
+            scale = settings.dense_scale or dense_scale(made, side)
+        except ValueError as error:
+            raise UserError(f"{recipe.name}: {error}") from error
+        images += [scale, first.plain()]
+    if "bag" in settings.views:
+        images.append(first if settings.bag_augmented else first.plain())
+    evaluation = {key: value for key, value in settings.items() if key != "references"}
     data = (recipe.data[key] for key in ("dataset", "holdout", "fraction"))
-    return images, recipe.backbone, *data
+    return images, evaluation, recipe.precision, recipe.backbone, *data

@@ -7,9 +7,40 @@ from typing import Any, NamedTuple
 import pandas as pd
 from omegaconf import DictConfig
 
+from emp_plugin.errors import UserError
+from emp_plugin.evaluation.protocol import PIXELS, UNTRAINED
+from emp_plugin.evaluation.views import VIEWS
 from emp_plugin.studies.plan import Trial
 from emp_plugin.studies.titles import PROBES, dataset_title, method_title
+from emp_plugin.training.probing import describe_view
 
+OF_TRAINING = (
+    "steps",
+    "images",
+    "patches",
+    "flops",
+    "train_seconds",
+    "evaluation_seconds",
+)
+OF_PROBE = (
+    "protocol",
+    "features",
+    "view",
+    "view_patches",
+    "augmented",
+    "scale",
+    "probe",
+    "labels",
+    "precision",
+)
+ACCURACIES = ("top1", "top5")
+# what a row was made with, by its name in versions.json
+OF_VERSIONS = {
+    "commit": "commit",
+    "machine": "hardware",
+    "torch": "torch",
+    "solo_learn": "solo-learn",
+}
 COLUMNS = [
     "dataset",
     "holdout",
@@ -22,31 +53,37 @@ COLUMNS = [
     "budget",
     "length",
     "epoch",
-    "steps",
-    "images",
-    "patches",
-    "train_seconds",
-    "evaluation_seconds",
-    "inputs",
-    "features",
-    "view",
-    "probe",
-    "labels",
-    "top1",
-    "top5",
-    "paper",
+    *OF_TRAINING,
+    *OF_PROBE,
+    *ACCURACIES,
+    "collapsed",
+    "identity",
+    *OF_VERSIONS,
+    "inputs",  # of which trial's references these are, or which ones are this trial's
+    "paper",  # see paper_name
     "run",
     "error",
 ]
-OF_TRAINING = ("steps", "images", "patches", "train_seconds", "evaluation_seconds")
-OF_PROBE = ("features", "view", "probe", "labels")
+# Columns that hold no numbers, whatever they look like: an identity may be 12 digits.
+TEXTS = [
+    "setting",
+    "schedule",
+    "protocol",
+    "precision",
+    "identity",
+    *OF_VERSIONS,
+    "inputs",
+    "paper",
+    "error",
+]
 # the schedule of a row in the course of a run: after ``epoch`` epochs of one of ``length``
 COURSE = "course"
-REFERENCES = ("raw pixels", "untrained")
+REFERENCES = (PIXELS, UNTRAINED)
 # what a reference has in place of its trial's
 NOT_TRAINED = {
-    **dict.fromkeys(("length", "epoch", "steps", "images", "patches", "train_seconds"), 0),
-    **dict.fromkeys(("paper", "schedule", "setting", "value"), ""),
+    **dict.fromkeys(("length", "epoch", *OF_TRAINING[:-1]), 0),
+    **dict.fromkeys(("paper", "schedule", "setting", "value", "identity"), ""),
+    "collapsed": False,
 }
 
 
@@ -63,40 +100,31 @@ def trial_row(trial: Trial, recipe: DictConfig, **values: Any) -> dict[str, Any]
     return row | values
 
 
-def evaluation_rows(
-    row: dict[str, Any], summary: dict[str, Any], inputs: dict[str, str]
-) -> list[dict[str, Any]]:
+def version_columns(versions: dict[str, str]) -> dict[str, str]:
+    """The columns that are made from a run's versions.json."""
+    return {column: versions[name] for column, name in OF_VERSIONS.items()}
+
+
+def evaluation_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one evaluation.
 
     Args:
         row: what they have in common.
         summary: as in summary.json.
-        inputs: by view, whose images the references see; as the study knows it.
     """
     rows = []
     for result in summary["evaluation"]:
-        # an evaluation from before there were parts of the labels has none
-        result = {"labels": 1.0} | result
         made = row | {key: summary[key] for key in OF_TRAINING}
-        made |= {key: result[key] for key in (*OF_PROBE, "top1", "top5")}
-        made["inputs"] = inputs[_kind_of_view(result)]
+        made |= {key: result[key] for key in (*OF_PROBE, *ACCURACIES)}
         if result["model"] in REFERENCES:
             made |= NOT_TRAINED | {"method": result["model"]}
         rows.append(made)
     return rows
 
 
-def references_in(rows: Iterable[dict[str, Any]], seed: int) -> set[tuple[str, str]]:
-    """(view, inputs) of the references that there are with a seed."""
-    return {
-        (_kind_of_view(row), row["inputs"])
-        for row in rows
-        if row["method"] in REFERENCES and row["seed"] == seed
-    }
-
-
-def _kind_of_view(row: dict[str, Any]) -> str:
-    return row["view"].split()[0]
+def references_in(rows: Iterable[dict[str, Any]], seed: int) -> set[str]:
+    """The ``inputs`` of the references that there are with a seed."""
+    return {row["inputs"] for row in rows if row["method"] in REFERENCES and row["seed"] == seed}
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -112,13 +140,22 @@ def make_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 # --- read for tables and figures
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV of rows, with :data:`TEXTS` as they were written."""
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows of a CSV of :data:`COLUMNS`, with the ``title`` that each has in tables."""
-    texts = ["setting", "inputs", "schedule", "paper", "error"]
-    rows = pd.read_csv(path, dtype=dict.fromkeys(texts, str)).reindex(columns=COLUMNS)
-    rows[texts] = rows[texts].fillna("")
-    # a failed run has none, nor has a CSV from before there were parts of the labels
-    rows["labels"] = rows["labels"].fillna(1.0)
+    rows = read_table(path)
+    if "protocol" not in rows:
+        raise UserError(
+            f"{path} is of an evaluation before there were protocols: its tables stay as they are"
+        )
+    rows = rows.reindex(columns=COLUMNS)
+    rows[TEXTS] = rows[TEXTS].fillna("")
+    rows["labels"] = rows["labels"].fillna(1.0)  # a failed run has none
+    rows["collapsed"] = rows["collapsed"].eq(True)
     rows["title"] = [_title(row.method, row.setting, row.value) for row in rows.itertuples()]
     _name_inputs(rows)
     return rows
@@ -131,12 +168,13 @@ def _title(method: str, setting: str, value: float) -> str:
 
 
 def _name_inputs(rows: pd.DataFrame) -> None:
-    """Say in the titles of references which methods they are for, where there are several."""
+    """Say in the titles of references which methods they are for, if there are several."""
     measured, references = split_references(rows)
-    for (view, inputs), alike in references.groupby(["view", "inputs"]):
-        if (references.view == view).sum() > len(alike):
-            same = measured[(measured.view == view) & (measured.inputs == inputs)]
-            rows.loc[alike.index, "title"] += f", for {', '.join(same.title.unique())}"
+    if references.inputs.nunique() < 2:
+        return
+    for inputs, alike in references.groupby("inputs"):
+        same = measured[measured.inputs == inputs]
+        rows.loc[alike.index, "title"] += f", for {', '.join(same.title.unique())}"
 
 
 def split_references(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -150,27 +188,46 @@ class Cell(NamedTuple):
 
     probe: str
     view: str
+    view_patches: int = 0  # of a bag
+    augmented: bool = False
+    scale: float | None = 1.0  # None: methods have their own
 
     def __str__(self) -> str:
-        return f"{PROBES[self.probe]}, {self.view}"
+        view = describe_view(self._asdict() | {"scale": self.scale or 1})
+        return f"{PROBES[self.probe]}, {view}"
 
     @property
     def caption(self) -> str:
-        images = "whole images" if self.view == "whole" else f"{self.view} patches"
-        return f"{PROBES[self.probe]}, {images}"
+        if self.view == "dense":
+            return str(self) if self.scale else f"{self}, each method at its scale"
+        return f"{self} {'images' if self.view == 'whole' else 'patches'}"
+
+    def holds(self, rows: pd.DataFrame | pd.Series) -> Any:
+        """Whether rows, or one row, are of it, whatever their scale."""
+        same = (rows["probe"] == self.probe) & (rows["view"] == self.view)
+        if self.view == "bag":
+            same &= rows["view_patches"] == self.view_patches
+            same &= rows["augmented"] == self.augmented
+        return same
 
     def of(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[(rows.probe == self.probe) & (rows.view == self.view)]
+        return rows[self.holds(rows)]
 
 
 def cells(rows: pd.DataFrame) -> list[Cell]:
     """The cells that rows are of, in the order of the columns; whole images come first."""
+    found = []
+    columns = ["probe", "view", "view_patches", "augmented"]
+    evaluated = rows[rows.probe.notna()]
+    for (probe, view, *bag), alike in evaluated.groupby(columns, dropna=False, sort=False):
+        patches, augmented = bag if view == "bag" else (0, False)
+        scale = alike.scale.iloc[0] if alike.scale.nunique() == 1 else None
+        found.append(Cell(probe, view, int(patches), bool(augmented), scale))
 
-    def order(cell: Cell) -> tuple[int, bool, str]:
-        return list(PROBES).index(cell.probe), cell.view != "whole", cell.view
+    def order(cell: Cell) -> tuple[Any, ...]:
+        return list(PROBES).index(cell.probe), VIEWS.index(cell.view), cell.view_patches
 
-    there = set(rows[["probe", "view"]].dropna().itertuples(index=False, name=None))
-    return sorted((Cell(*cell) for cell in there), key=order)
+    return sorted(found, key=order)
 
 
 def data_title(rows: pd.DataFrame) -> str:
@@ -182,3 +239,11 @@ def data_title(rows: pd.DataFrame) -> str:
     if holdout:
         title += f", held-out {100 * holdout:g} % of the training set"
     return title
+
+
+def protocol_title(rows: pd.DataFrame) -> str:
+    """Of which protocol, or protocols, the rows are."""
+    names = sorted(set(rows.protocol) - {""})
+    if not names:
+        return "nothing evaluated"
+    return f"protocol{'s' if len(names) > 1 else ''} {' and '.join(names)}"

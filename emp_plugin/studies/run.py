@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,6 +31,7 @@ from emp_plugin.studies.rows import (
     make_table,
     references_in,
     trial_row,
+    version_columns,
 )
 from emp_plugin.training.folder import SUMMARY, VERSIONS, write_text
 from emp_plugin.training.probing import probe_checkpoint
@@ -128,9 +128,7 @@ class Study:
 
         They are shared by trials that show them the same images: :attr:`inputs` names the first.
         """
-        views = self.recipes.of(trial).evaluation.views
-        needed = {(view, self.inputs[trial][view]) for view in views}
-        return needed <= references_in(chain(*self.rows.values()), trial.seed)
+        return self.inputs[trial] in references_in(chain(*self.rows.values()), trial.seed)
 
     def finish(self, trial: Trial, references: bool, again: bool = False) -> None:
         """Bring one trial to its end, and write the study's files if there was something to do.
@@ -173,23 +171,27 @@ class Study:
         else:
             overrides += (*keep, f"evaluation.references={references}")
             folder = self.runs.train(trial.method, recipe, overrides, checkpoints)
+        summary = json.loads((folder / SUMMARY).read_text())
         about = {
-            "run": str(folder.relative_to(self.results)),
+            "collapsed": summary.get("collapsed", False),
+            "identity": summary["identity"],
+            **version_columns(json.loads((folder / VERSIONS).read_text())),
+            "inputs": self.inputs[trial],
             "paper": paper_name(recipe, self.recipes.root / self.recipes.group),
+            "run": str(folder.relative_to(self.results)),
         }
+        flops = summary["flops"] // summary["images"]
         rows = []
         for name, point in checkpoints.items():
             try:
-                summary = evaluate_checkpoint(folder / name, recipe)
+                on_the_way = evaluate_checkpoint(folder / name, recipe, flops)
             except TrialFailed as failure:
                 print(f"failed: {failure}; going on", flush=True)
                 rows.append(self.row(trial, **point, error=str(failure)))
             else:
-                row = self.row(trial, **point, **about)
-                rows += evaluation_rows(row, summary, self.inputs[trial])
-        summary = json.loads((folder / SUMMARY).read_text())
+                rows += evaluation_rows(self.row(trial, **point, **about), on_the_way)
         row = self.row(trial, **about, epoch=round(self.lengths.epochs(trial, recipe), 4))
-        return rows + evaluation_rows(row, summary, self.inputs[trial])
+        return rows + evaluation_rows(row, summary)
 
     def checkpoints(
         self, trial: Trial, recipe: DictConfig
@@ -225,22 +227,16 @@ class Study:
         """The CSV of all rows so far, and what is made from it."""
         table = make_table(chain(*self.rows.values()))
         write_text(self.results / RESULTS, table.to_csv(index=False))
-        write_text(self.results / VERSIONS, json.dumps(self.versions(table), indent=2) + "\n")
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
 
-    def versions(self, table: pd.DataFrame) -> list[dict[str, Any]]:
-        """What the runs of the table were last worked on with.
 
-        Each set of versions and hardware stands once, with its runs.
-        """
-        runs: dict[str, list[str]] = {}
-        for name in table.run.dropna().unique():
-            runs.setdefault((self.results / name / VERSIONS).read_text(), []).append(name)
-        return [json.loads(text) | {"runs": names} for text, names in runs.items()]
-
-
-def evaluate_checkpoint(checkpoint: Path, recipe: DictConfig) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: Path, recipe: DictConfig, flops: int) -> dict[str, Any]:
     """What summary.json is to a run, of a checkpoint on its way; it is evaluated once.
+
+    Args:
+        checkpoint: of the run.
+        recipe: of the run.
+        flops: of training on one image.
 
     Raises:
         TrialFailed: with the reason.
@@ -266,6 +262,7 @@ def evaluate_checkpoint(checkpoint: Path, recipe: DictConfig) -> dict[str, Any]:
         "steps": state["global_step"],
         "images": images,
         "patches": images * views_per_image(recipe),
+        "flops": images * flops,
         "evaluation": evaluation,
         "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         "evaluation_seconds": round(time.perf_counter() - began, 1),

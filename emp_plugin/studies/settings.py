@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from emp_plugin.errors import UserError
 
-BUDGETS, SCHEDULES = ("epochs", "minutes", "passes"), ("fitted", "snapshot")
+BUDGETS, SCHEDULES = ("epochs", "minutes", "flops"), ("fitted", "snapshot")
 METHODS = ("emp", "simclr", "byol", "vicreg", "swav", "ressl")
 
 
@@ -28,7 +28,7 @@ class StudySettings:
     ablate: str | None = None
     # and the numbers it takes in turn, with nothing else changed
     values: list[Any] = field(default_factory=list)
-    # what all get the same of: epochs, minutes, or backbone passes (those of EMP's epochs)
+    # what all get the same of: epochs, minutes, or training FLOPs (those of EMP's epochs)
     budget: list[str] = field(default_factory=lambda: ["epochs"])
     epochs: list[float] = field(default_factory=lambda: [1.0])
     minutes: list[float] = field(default_factory=list)

@@ -19,8 +19,10 @@ DATASETS = {
 # in the order of the columns
 PROBES = {
     "linear": "linear",
+    "published": "published",
     "online linear": "online linear",
     "knn": "k-NN",
+    "knn10": "k-NN, k 10",
     "mlp": "MLP",
 }
 

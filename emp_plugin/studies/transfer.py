@@ -3,7 +3,6 @@
 These are tables 5 and 6 of arXiv 2304.03977.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,36 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.config import Probe, read_config
 from emp_plugin.errors import UserError
-from emp_plugin.studies.rows import REFERENCES
+from emp_plugin.studies.rows import (
+    ACCURACIES,
+    OF_PROBE,
+    OF_VERSIONS,
+    REFERENCES,
+    read_table,
+    version_columns,
+)
 from emp_plugin.studies.tables import transfer_table
-from emp_plugin.training.folder import versions, write_text
+from emp_plugin.training.folder import identity, versions, write_text
 from emp_plugin.training.probing import load_method, probe_checkpoint, probed_data
 
 DATASETS = ("cifar10", "cifar100")
-PROBES = "evaluation.probes=[linear,knn]"
+# with the names that they have in results.csv, where that has them
+COLUMNS = [
+    "name",
+    "trained_on",
+    "checkpoint",
+    "modified",
+    "dataset",
+    "holdout",
+    "fraction",
+    "method",
+    "seed",
+    "steps",
+    *OF_PROBE,
+    *ACCURACIES,
+    "identity",
+    *OF_VERSIONS,
+]
 SETTINGS, ROWS, TABLE = "transfer.yaml", "transfer.csv", "transfer.md"
 
 
@@ -48,16 +70,15 @@ def transfer(
         raise UserError("name the checkpoints to probe: trained_models/emp/RUN/last.ckpt ...")
     probes = []
     for path in checkpoints:
-        run = load_method(path)[1]
+        _, run, saved = load_method(path)
         for dataset in DATASETS:
             given = [
                 f"pretrained_feature_extractor={path}",
                 f"data.dataset={dataset}",
-                PROBES,
                 f"evaluation.references={path == checkpoints[0]}",
             ]
             probe = read_config(config_path, config_name, [*given, *overrides], Probe)
-            probes.append((probe, _about(path, run, probe)))
+            probes.append((probe, _about(path, run, saved, probe)))
     settings = OmegaConf.to_container(probes[0][0])  # as resolved on this machine
     del settings["pretrained_feature_extractor"], settings["data"]["dataset"]
     before = _rows_before(results, settings)
@@ -69,26 +90,28 @@ def transfer(
             (results / name).unlink(missing_ok=True)
     used = {"command": " ".join(sys.argv), "probe": settings}
     write_text(results / SETTINGS, OmegaConf.to_yaml(used))
-    write_text(results / "versions.json", json.dumps(versions(), indent=2) + "\n")
     for number, (probe, about) in enumerate(probes):
         done = ": done" if parts[number] else ""
         what = f"{about['checkpoint']} on {about['dataset']}"
         print(f"\n[{number + 1}/{len(probes)}] {what}{done}", flush=True)
         if not done:
-            parts[number] = [about | row for row in probe_checkpoint(probe)]
-        table = pd.DataFrame([row for part in parts for row in part])
+            common = about | version_columns(versions())
+            made = probe_checkpoint(probe)
+            parts[number] = [common | row | {"method": row["model"]} for row in made]
+        table = pd.DataFrame([row for part in parts for row in part], columns=COLUMNS)
         write_text(results / ROWS, table.to_csv(index=False))
-        write_text(results / TABLE, transfer_table(table))
+        write_text(results / TABLE, transfer_table(read_table(results / ROWS)))
     print(f"results: {results}")
 
 
-def _about(path: str, run: DictConfig, probe: DictConfig) -> dict[str, Any]:
-    """What all rows of a checkpoint on a dataset have in common."""
+def _about(path: str, run: DictConfig, saved: dict[str, Any], probe: DictConfig) -> dict[str, Any]:
+    """What all rows of a checkpoint on a dataset have in common, whatever evaluates it."""
     data = probed_data(run, probe)
     return {
         "name": run.name,
-        "method": run.method,
         "seed": run.seed,
+        "steps": saved["global_step"],
+        "identity": identity(run),
         "trained_on": run.data.dataset,
         "dataset": data.dataset,
         "checkpoint": path,
@@ -104,7 +127,7 @@ def _rows_before(results: Path, settings: dict[str, Any]) -> list[dict[str, Any]
         return []
     if OmegaConf.load(results / SETTINGS).get("probe") != settings:
         return []
-    return pd.read_csv(results / ROWS).to_dict("records")
+    return read_table(results / ROWS).to_dict("records")
 
 
 def _done(
@@ -115,7 +138,7 @@ def _done(
     Those of the references are among them only where wanted.
     """
     there = [row for row in rows if row.items() >= about.items()]
-    methods = [row for row in there if row["model"] not in REFERENCES]
+    methods = [row for row in there if row["method"] not in REFERENCES]
     if not references:
         return methods
     return there if len(there) > len(methods) else []

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from emp_plugin.config import augmentations, check_whole_images
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation.features import extract_features, feature_function
+from emp_plugin.evaluation import extract_features
 from emp_plugin.studies.titles import dataset_title, method_title
 from emp_plugin.training.folder import write_text
 from emp_plugin.training.lightning import epochs_begun
 from emp_plugin.training.pictures import save_figure
-from emp_plugin.training.probing import load_data, load_method
+from emp_plugin.training.probing import encoder, load_data, load_method
 
 matplotlib.use("Agg")  # files only, no window
 
@@ -47,7 +47,7 @@ SEED = 0  # of the choice of images and of t-SNE
 
 
 class WithProjection(nn.Module):
-    """A method whose ``features`` are all of :data:`FEATURES`.
+    """All of :data:`FEATURES` of a method.
 
     Without an embedding layer (all but EMP) the backbone's output stands in its place; without a
     projector (DINO) there is no projection.
@@ -57,8 +57,8 @@ class WithProjection(nn.Module):
         super().__init__()
         self.method = method
 
-    def features(self, x: Tensor) -> dict[str, Tensor]:
-        out = dict(feature_function(self.method)(x))
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        out = dict(encoder(self.method)(x))
         embedding = out.setdefault("embedding", out["backbone"])
         if hasattr(self.method, "projector"):
             out["projection"] = self.method.projector(embedding)
@@ -105,10 +105,12 @@ def write_tsne(
             )
         data, places = chosen
         check_whole_images(cfg, data.fetch(torch.tensor([0])).shape[-1])
+        views = augmentations(cfg)[0]
         made = extract_features(
             WithProjection(method).to(device),
             data,
-            augmentations(cfg)[0],
+            mean=views.mean,
+            std=views.std,
             description=str(path),
             num_workers=cfg.data.num_workers,
         )

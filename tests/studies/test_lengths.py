@@ -1,9 +1,9 @@
-"""Equal epochs, minutes and backbone passes, in steps; nothing is trained."""
+"""Equal epochs, minutes and FLOPs, in steps; nothing is trained."""
 
 import pytest
 
-from emp_plugin.studies.lengths import split_steps, steps_for_passes
-from emp_plugin.studies.recipes import views_per_image
+from emp_plugin.studies import lengths
+from emp_plugin.studies.lengths import split_steps, steps_for_flops
 from emp_plugin.studies.run import Study
 from emp_plugin.studies.settings import read_comparison
 from support import SCRIPTS
@@ -23,12 +23,24 @@ def test_split_steps_comes_near(steps):
     assert epochs == 1 or (epochs - 1) * 195 < steps + 1  # no more epochs than it takes
 
 
-def test_equal_passes(config):
+def test_equal_flops(config, monkeypatch):
     emp, byol = config("cifar/emp"), config("cifar/byol")
-    assert (views_per_image(emp), views_per_image(byol)) == (20, 2)
-    steps = steps_for_passes(1, emp, byol, 50_000)
-    assert steps * 256 * 2 == pytest.approx(500 * 100 * 20)
-    assert steps_for_passes(1, emp, emp, 50_000) == 500
+    flops = {"emp": 60, "byol": 8}  # of training on one image
+    monkeypatch.setattr(lengths, "training_flops", lambda recipe: flops[recipe.method])
+    # 500 steps of 100 images, and steps of 256; half a batch that is left over is not trained on
+    assert steps_for_flops(1, emp, byol, 50_050) == pytest.approx(500 * 100 * 60 / (256 * 8))
+    assert steps_for_flops(0.5, emp, byol, 50_050) == pytest.approx(250 * 100 * 60 / (256 * 8))
+    assert steps_for_flops(1, emp, emp, 50_050) == 500
+
+
+def test_flops_are_counted_of_all_networks(config):
+    """BYOL's second network passes forwards alone: SimCLR makes a third more steps, or nearly."""
+
+    def steps(name):
+        recipe = config(f"digits/{name}", "optimizer.batch_size=64")
+        return steps_for_flops(1, config("digits/emp"), recipe, 1000)
+
+    assert 1.2 < steps("simclr") / steps("byol") < 1.45
 
 
 def test_images_are_counted_for_every_value_of_an_ablation(tmp_path):

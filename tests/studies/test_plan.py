@@ -49,7 +49,7 @@ def test_an_ablation_has_a_trial_for_each_value():
         ("epochs", 1, "1 epoch"),
         ("epochs", 0.5, "0.5 epochs"),
         ("minutes", 5, "5 minutes of training"),
-        ("passes", 1, "1 epoch of EMP-SSL in backbone passes"),
+        ("flops", 1, "1 epoch of EMP-SSL in FLOPs"),
     ],
 )
 def test_lengths_in_words(budget, length, text):

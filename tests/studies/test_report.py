@@ -10,10 +10,11 @@ from PIL import Image
 from emp_plugin.errors import UserError
 from emp_plugin.studies.figures import STYLES
 from emp_plugin.studies.report import write_report
-from emp_plugin.studies.rows import COLUMNS
+from emp_plugin.studies.rows import COLUMNS, read_rows
 
 EMP = "EMP-SSL 20 patches"
-PAPERS_BAG = "bag of 128 augmented"
+PUBLISHED = {"view": "bag", "view_patches": 128, "augmented": True, "probe": "published"}
+PAPERS_CELL = "published, bag of 128 augmented"
 
 
 def row(
@@ -39,10 +40,18 @@ def row(
         "length": epoch,
         "epoch": epoch,
         "patches": 1000,
+        "flops": 2.5e15 * epoch,
         "train_seconds": 60 * minutes,
+        "protocol": "standard",
         "features": features,
         "view": view,
+        "augmented": False,
+        "scale": 1.0,
         "probe": probe,
+        "labels": 1.0,
+        "precision": "32",
+        "collapsed": False,
+        "machine": "a computer",
         "top1": top1,
         "paper": paper,
     }
@@ -50,11 +59,13 @@ def row(
 
 
 def failed(method, seed, error):
-    return row(method, seed, None, error=error, view=None, probe=None, features=None)
+    evaluated = ("view", "probe", "features", "augmented", "scale", "labels", "collapsed")
+    return row(method, seed, None, error=error) | dict.fromkeys((*evaluated, "protocol", "machine"))
 
 
-def reference(method, features, top1):
-    return row(method, 0, top1, epoch=0, minutes=0, schedule="", features=features)
+def reference(method, features, top1, **more):
+    given = {"epoch": 0, "minutes": 0, "schedule": "", "features": features}
+    return row(method, 0, top1, **(given | more))
 
 
 def report(tmp_path, rows, thresholds=(50, 90)):
@@ -90,10 +101,10 @@ def drawn(monkeypatch):
 def two_seeds():
     byol = [row("byol", seed, value, paper="BYOL") for seed, value in ((0, 25.0), (1, 31.0))]
     emp = [
-        row("emp", seed, value, minutes=20, features=features, view=view, paper=EMP)
+        row("emp", seed, value, minutes=20, features=features, paper=EMP, **view)
         for seed, value in ((0, 70.0), (1, 73.0))
         for features in ("backbone", "embedding")
-        for view in ("whole", PAPERS_BAG)
+        for view in ({"view": "whole"}, PUBLISHED)
     ]
     references = [
         reference("raw pixels", "pixels", 38.0),
@@ -108,30 +119,41 @@ def test_table_has_means_and_the_paper_beside_its_own_cell_only(tmp_path, two_se
     byol = cells(table, "BYOL")
     embedding = cells(table, "EMP-SSL | embedding")
     backbone = cells(table, "EMP-SSL | backbone")
-    assert byol[5:] == [
+    assert byol[2:] == [
+        ("epochs", "1"),
+        ("minutes", "10.0 ± 0.0"),
+        ("PFLOP", "2.5"),
+        ("patches seen", "1,000"),
         ("linear, whole", f"{mean:.2f} ± {deviation:.2f}"),
         ("paper", "24.9\\*"),
-        (f"linear, {PAPERS_BAG}", ""),
+        (PAPERS_CELL, ""),
         ("paper", ""),
         ("seeds", "2"),
     ]
-    assert embedding[6] == ("paper", "")
-    assert embedding[8] == ("paper", "80.6\\*")
-    assert backbone[6] == backbone[8] == ("paper", "")
-    assert cells(table, "raw pixels")[5][1] == "38.00"
-    assert cells(table, "untrained")[5][1] == "40.00"
-    assert "over 2 seeds" in table
-    assert "not evaluated here" not in table
+    assert embedding[7] == ("paper", "")
+    assert embedding[9] == ("paper", "84.2\\*\\*")
+    assert backbone[7] == backbone[9] == ("paper", "")
+    assert cells(table, "raw pixels")[6][1] == "38.00"
+    assert cells(table, "untrained")[6][1] == "40.00"
+    assert "last epoch, protocol standard; mean and standard deviation over 2 seeds" in table
+    assert "without evaluation, on: a computer." in table
+    assert "not evaluated" not in table
 
 
 def test_a_figure_of_the_paper_without_its_cell_is_in_a_line_of_its_own(tmp_path):
     rows = [
-        row("emp", 0, 79.0, features=features, view="bag of 16 plain", paper=EMP)
+        row("emp", 0, 79.0, features=features, paper=EMP, **(PUBLISHED | other))
         for features in ("backbone", "embedding")
+        for other in ({"view_patches": 16}, {"augmented": False}, {"probe": "linear"})
     ]
     table, _ = report(tmp_path, rows)
-    assert "paper" not in dict(cells(table, "EMP-SSL | embedding"))
-    line = f"EMP-SSL: the paper has 80.6\\*, of embedding and {PAPERS_BAG}, not evaluated here."
+    embedding = cells(table, "EMP-SSL | embedding")
+    assert [name for name, _ in embedding[6:-1]] == [
+        "linear, bag of 128 augmented",
+        "published, bag of 16 augmented",
+        "published, bag of 128 plain",
+    ]
+    line = f"EMP-SSL: the paper has 84.2\\*\\* (embedding, {PAPERS_CELL}); not evaluated."
     assert table.count(line) == 1
 
 
@@ -139,12 +161,12 @@ def test_references_say_which_methods_they_are_for(tmp_path, drawn):
     rows = [
         row("emp", 0, 70.0, inputs="emp"),
         *(row(method, 0, 45.0, inputs="simclr") for method in ("simclr", "byol")),
-        reference("untrained", "backbone", 43.0) | {"inputs": "emp"},
-        reference("untrained", "backbone", 42.0) | {"inputs": "simclr"},
+        reference("untrained", "backbone", 43.0, inputs="emp"),
+        reference("untrained", "backbone", 42.0, inputs="simclr"),
     ]
     table, _ = report(tmp_path, rows)
-    assert cells(table, "untrained, for EMP-SSL |")[5][1] == "43.00"
-    assert cells(table, "untrained, for SimCLR, BYOL |")[5][1] == "42.00"
+    assert cells(table, "untrained, for EMP-SSL |")[6][1] == "43.00"
+    assert cells(table, "untrained, for SimCLR, BYOL |")[6][1] == "42.00"
     axis = drawn["convergence.png"].axes[1]
     lines = [line for line in axis.lines if line.get_label() == "untrained"]
     assert [line.get_ydata()[0] for line in lines] == [43.0, 42.0]
@@ -152,6 +174,134 @@ def test_references_say_which_methods_they_are_for(tmp_path, drawn):
         "for EMP-SSL": 43.0,
         "for SimCLR, BYOL": 42.0,
     }
+
+
+@pytest.fixture
+def dense():
+    """A function of EMP's scale: rows of a dense view beside whole images; SimCLR's scale is 1.5.
+
+    Each has an untrained network of its own.
+    """
+
+    def make(scale):
+        return [
+            row(method, 0, top1 + more, view=view, scale=of_view, inputs=inputs)
+            | ({"epoch": 0, "train_seconds": 0, "schedule": ""} if method == "untrained" else {})
+            for method, inputs, top1, of_method in (
+                ("emp", "emp", 60.0, scale),
+                ("simclr", "simclr", 50.0, 1.5),
+                ("untrained", "emp", 40.0, scale),
+                ("untrained", "simclr", 30.0, 1.5),
+            )
+            for view, of_view, more in (("whole", 1.0, 0), ("dense", of_method, 5))
+        ]
+
+    return make
+
+
+def test_a_scale_of_all_methods_is_in_the_name_of_the_column(tmp_path, dense, drawn):
+    table, minutes = report(tmp_path, dense(1.5))
+    for start, whole, of_dense in (
+        ("EMP-SSL", "60.00", "65.00"),
+        ("SimCLR", "50.00", "55.00"),
+        ("untrained, for EMP-SSL", "40.00", "45.00"),
+        ("untrained, for SimCLR", "30.00", "35.00"),
+    ):
+        line = cells(table, f"{start} |")
+        assert line[6:-1] == [("linear, whole", whole), ("linear, dense at 1.5", of_dense)]
+    assert "## linear, dense at 1.5\n" in minutes
+    assert "| EMP-SSL | backbone |" in minutes
+    axes = drawn["convergence.png"].axes
+    assert captions(axes[::2]) == ["linear, whole images", "linear, dense at 1.5"]
+
+
+def test_several_scales_have_a_column(tmp_path, dense, drawn):
+    table, minutes = report(tmp_path, dense(2.0))
+    for start, scale, whole, of_dense in (
+        ("EMP-SSL", "2", "60.00", "65.00"),
+        ("SimCLR", "1.5", "50.00", "55.00"),
+        ("untrained, for EMP-SSL", "2", "40.00", "45.00"),
+        ("untrained, for SimCLR", "1.5", "30.00", "35.00"),
+    ):
+        line = cells(table, f"{start} |")
+        figures = [("linear, whole", whole), ("linear, dense", of_dense)]
+        assert line[6:-1] == [("scale", scale), *figures]
+    whole, of_dense = minutes.split("## ")[1:]
+    assert cells(whole, "EMP-SSL |")[2] == ("50 %", "10.0")
+    assert cells(of_dense, "EMP-SSL, at 2 |")[-1] == ("best seen, %", "65.00")
+    assert cells(of_dense, "SimCLR, at 1.5 |")[2] == ("50 %", "10.0")
+    axes = drawn["convergence.png"].axes
+    assert captions(axes[::2])[1] == "linear, dense, each method at its scale"
+    heights = [bars.lines[0].get_ydata().tolist() for bars in axes[2].containers]
+    assert heights == [[65.0], [55.0]]
+
+
+def test_probes_have_an_order_and_names(tmp_path):
+    probes = ["mlp", "knn10", "knn", "online linear", "published", "linear"]
+    rows = [row("byol", 0, 50.0 + n, probe=probe) for n, probe in enumerate(probes)]
+    line = cells(report(tmp_path, rows)[0], "BYOL")
+    assert line[6:-1] == [
+        ("linear, whole", "55.00"),
+        ("published, whole", "54.00"),
+        ("online linear, whole", "53.00"),
+        ("k-NN, whole", "52.00"),
+        ("k-NN, k 10, whole", "51.00"),
+        ("MLP, whole", "50.00"),
+    ]
+
+
+def test_a_collapsed_run_is_marked(tmp_path):
+    rows = [
+        row("emp", 0, 20.0, collapsed=True),
+        row("byol", 0, 30.0, collapsed=True),
+        row("byol", 1, 60.0),
+        row("swav", 0, 50.0),
+    ]
+    for text in report(tmp_path, rows):
+        assert "| EMP-SSL, collapsed |" in text
+        assert "| BYOL, 1 of 2 seeds collapsed |" in text
+        assert "| SwAV |" in text
+    assert "Collapsed: the rank" in (tmp_path / "table.md").read_text()
+    assert "ollapsed" not in report(tmp_path, rows[2:])[0]
+
+
+def test_quick_evaluations_are_for_figures_alone(tmp_path, drawn):
+    rows = [
+        row("byol", 0, 25.0, epoch=0.5, schedule="course", protocol="quick", run="a"),
+        row("byol", 0, 60.0, run="a"),
+        row("swav", 0, 50.0, protocol="quick"),
+    ]
+    table, minutes = report(tmp_path, rows)
+    for text in (table, minutes):
+        assert "| BYOL |" in text
+        assert "| SwAV |" not in text
+        assert "protocol standard; " in text
+    labels = {bars.get_label() for bars in drawn["convergence.png"].axes[0].containers}
+    assert "SwAV" in labels
+    title = drawn["convergence.png"].get_suptitle()
+    assert "protocols quick and standard" in title
+    alone = report(tmp_path, [rows[0], rows[2]])
+    assert alone[0] == alone[1] == "There are rows of the protocol quick alone, for figures.\n"
+
+
+def test_minutes_of_several_machines_are_not_in_one_figure(tmp_path, drawn):
+    rows = [row("byol", 0, 60.0), row("emp", 0, 70.0, epoch=2.0, machine="another")]
+    table, _ = report(tmp_path, rows)
+    assert "on: a computer; another." in table
+    axis = drawn["convergence.png"].axes[1]
+    assert axis.get_xlabel() == "PFLOP of training"
+    places = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
+    assert places == {"BYOL": [2.5], "EMP-SSL": [5.0]}
+
+
+def test_texts_that_look_like_numbers_stay(tmp_path):
+    """Twelve digits of a hash may all be decimal, or have an e among them."""
+    path = tmp_path / "results.csv"
+    made = row("byol", 0, 60.0, identity="123456789012", commit="12345e9", torch="2.10")
+    pd.DataFrame([made], columns=COLUMNS).to_csv(path, index=False)
+    (read,) = read_rows(path).itertuples()
+    texts = read.identity, read.commit, read.torch, read.precision
+    assert texts == ("123456789012", "12345e9", "2.10", "32")
 
 
 def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
@@ -166,14 +316,14 @@ def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
     ]
     table, minutes = report(tmp_path, rows + [reference("raw pixels", "pixels", 38.0)])
     whole, few = table.split("## ")[1:]
-    assert cells(whole, "BYOL")[5:9] == [
+    assert cells(whole, "BYOL")[6:10] == [
         ("linear, whole", "20.00"),
         ("paper", "24.9\\*"),
         ("online linear, whole", "18.00"),
         ("MLP, whole", "22.00"),
     ]
     assert few.startswith("1 epoch, schedule fitted, 1 % of the labels\n")
-    assert cells(few, "BYOL")[5:] == [("linear, whole", "91.00"), ("seeds", "1 (seed 0)")]
+    assert cells(few, "BYOL")[6:] == [("linear, whole", "91.00"), ("seeds", "1 (seed 0)")]
     assert "raw pixels |" in whole
     assert "raw pixels |" not in few
     assert cells(minutes, "BYOL")[-1] == ("best seen, %", "20.00")
@@ -182,7 +332,7 @@ def test_parts_of_the_labels_have_tables_of_their_own(tmp_path):
 def test_a_single_seed_is_printed_as_such(tmp_path):
     table, minutes = report(tmp_path, [row("byol", 3, 25.0)])
     assert cells(table, "BYOL")[-1][1] == "1 (seed 3)"
-    assert cells(table, "BYOL")[5][1] == "25.00"
+    assert cells(table, "BYOL")[6][1] == "25.00"
     assert "a single seed (3)" in table
     assert "a single seed (3)" in minutes
     assert "±" not in table
@@ -211,12 +361,23 @@ def test_a_logarithmic_axis_has_few_labels_without_powers(tmp_path, drawn):
         assert [label for label in labels if label] == ["0.5", "1", "2", "5", "10", "20"]
 
 
-@pytest.mark.parametrize(("schedule", "figure"), [("fitted", "85.1"), ("snapshot", "82.6\\*")])
-def test_readings_of_the_epochs_are_not_mixed(tmp_path, schedule, figure):
-    papers = {"features": "embedding", "view": PAPERS_BAG, "paper": "EMP-SSL 200 patches"}
-    table, _ = report(tmp_path, [row("emp", 0, 80.0, schedule=schedule, **papers)])
-    assert f"## 1 epoch, schedule {schedule}" in table
-    assert dict(cells(table, "EMP-SSL"))["paper"] == figure
+@pytest.mark.parametrize(
+    ("patches", "epoch", "schedule", "figure"),
+    [
+        (200, 1.0, "fitted", "85.1"),
+        (200, 1.0, "snapshot", "82.6"),
+        (20, 1.0, "fitted", "84.2\\*\\*"),
+        (20, 2.0, "fitted", "84.2\\*\\*"),
+        (20, 1.0, "snapshot", "80.6"),
+        (20, 2.0, "snapshot", ""),
+        (20, 10.0, "fitted", "90.7\\*"),
+    ],
+)
+def test_readings_of_the_epochs_are_not_mixed(tmp_path, patches, epoch, schedule, figure):
+    papers = PUBLISHED | {"features": "embedding", "paper": f"EMP-SSL {patches} patches"}
+    table, _ = report(tmp_path, [row("emp", 0, 80.0, epoch=epoch, schedule=schedule, **papers)])
+    assert f"## {epoch:g} epoch{'' if epoch == 1 else 's'}, schedule {schedule}" in table
+    assert dict(cells(table, "EMP-SSL")).get("paper", "") == figure
 
 
 @pytest.mark.parametrize(
@@ -259,12 +420,12 @@ def test_first_time_at_a_threshold(tmp_path):
 
 
 def test_the_papers_minutes_stand_beside_its_own_cell_only(tmp_path):
-    """Of EMP-SSL it probes the embedding of a bag, of the others whole images' features."""
+    """Of EMP-SSL that is the published probe on the embedding of a bag."""
     rows = [
-        row(method, 0, 91.0, features=features, view=view, paper=paper)
+        row(method, 0, 91.0, features=features, paper=paper, **view)
         for method, paper in (("emp", EMP), ("byol", "BYOL"))
         for features in ("backbone", "embedding")
-        for view in ("whole", PAPERS_BAG)
+        for view in ({"view": "whole"}, PUBLISHED)
         if features == "backbone" or method == "emp"
     ]
     _, text = report(tmp_path, rows, [90])
@@ -388,7 +549,7 @@ def test_an_ablation_has_a_row_and_a_point_for_each_value(tmp_path, drawn):
     table, minutes = report(tmp_path, rows, thresholds=[60])
     name = "EMP-SSL, native patches, num_patches"
     for n, top1 in ((2, "50.50"), (5, "60.50"), (20, "64.50")):
-        assert cells(table, f"{name} {n} | backbone")[5][1].startswith(top1)
+        assert cells(table, f"{name} {n} | backbone")[6][1].startswith(top1)
     assert cells(minutes, f"{name} 2 |")[2][1] == "not reached"
     assert set(drawn) == {"ablation.png"}
     axes = drawn["ablation.png"].axes

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from emp_plugin import main_compare, main_pretrain
 from emp_plugin.errors import UserError
 from emp_plugin.studies import launch, lengths, run
-from emp_plugin.studies.rows import COLUMNS
+from emp_plugin.studies.rows import COLUMNS, read_table
 from emp_plugin.training.callbacks import StopOnBrokenLoss
 from emp_plugin.training.folder import LAST
 from support import SCRIPTS
@@ -69,7 +69,7 @@ def command(folder, *overrides):
 def compare(folder, *overrides):
     """The rows of results.csv."""
     assert command(folder, *overrides) == 0
-    rows = pd.read_csv(folder / "results.csv")
+    rows = read_table(folder / "results.csv")
     assert list(rows.columns) == COLUMNS
     return rows
 
@@ -94,15 +94,28 @@ def test_what_is_done_is_skipped_and_what_is_missing_done(tmp_path, trained, cap
     assert emp.train_seconds > 0
     untrained = rows[rows.method == "untrained"]
     assert untrained[["epoch", "images", "train_seconds"]].eq(0).all().all()
-    (versions,) = json.loads((tmp_path / "versions.json").read_text())
-    assert torch.__version__.startswith(versions["torch"])
-    assert versions["runs"] == [emp.run, simclr.run]
+    for row in (emp, simclr):
+        summary = json.loads((tmp_path / row.run / "summary.json").read_text())
+        assert row.identity == summary["identity"]
+        assert row.flops == summary["flops"] > 0
+        versions = summary["versions"]
+        assert row.commit == versions["commit"]
+        assert row.machine == versions["hardware"]
+        assert row.solo_learn == versions["solo-learn"]
+        assert row.torch == versions["torch"]
+    assert set(rows.protocol) == {"custom"}
+    assert set(rows["view"]) == {"whole"}
+    assert set(rows.precision) == {"32"}
+    assert rows.scale.eq(1).all()
+    assert rows.view_patches.isna().all()
+    assert not rows.augmented.any()
+    assert not rows.collapsed.any()
+    assert untrained.identity.isna().all()
     assert {
         "table.md",
         "time_to_accuracy.md",
         "results.csv",
         "comparison.yaml",
-        "versions.json",
         "runs",
     } <= {path.name for path in tmp_path.iterdir()}
     assert "scheduler.warmup_epochs=0.1" in capsys.readouterr().out  # fitted: 1 of 10
@@ -123,15 +136,32 @@ def test_a_run_from_before_a_setting_of_the_evaluation_is_not_evaluated_again(
     rows = compare(tmp_path, "methods=[emp]")
     (folder,) = (tmp_path / "runs" / "emp").iterdir()
     cfg = OmegaConf.load(folder / "config.yaml")
-    summary = json.loads((folder / "summary.json").read_text())
     for key in ("mlp", "label_fractions"):
         del cfg.evaluation[key]
-    for row in summary["evaluation"]:
-        del row["labels"]
     OmegaConf.save(cfg, folder / "config.yaml")
-    (folder / "summary.json").write_text(json.dumps(summary))
     pd.testing.assert_frame_equal(compare(tmp_path, "methods=[emp]"), rows)
     assert trained == ["emp"]
+
+
+def test_a_run_is_known_by_its_identity(tmp_path, trained, no_report):
+    """What does not change the training may differ; a run of another version is made again."""
+    rows = compare(tmp_path, "methods=[emp]")
+    other = ("methods=[emp]", "name=other", "data.num_workers=1", "log_every_n_steps=7")
+    pd.testing.assert_frame_equal(compare(tmp_path, *other), rows)
+    assert trained == ["emp"]
+    summary = tmp_path / rows.run[0] / "summary.json"
+    contents = json.loads(summary.read_text())
+    marked = contents | {"collapsed": True}
+    summary.write_text(json.dumps(marked))
+    collapsed = compare(tmp_path, "methods=[emp]").set_index("method").collapsed
+    assert collapsed["emp"].all()
+    assert not collapsed[["raw pixels", "untrained"]].any()
+    summary.write_text(json.dumps(contents | {"identity": "of another version"}))
+    again = compare(tmp_path, "methods=[emp]")
+    assert trained == ["emp", "emp"]
+    before, after = (of(table, "emp").iloc[0] for table in (rows, again))
+    assert after.identity == before.identity
+    assert after.run != before.run
 
 
 @pytest.mark.slow
@@ -195,6 +225,8 @@ def test_references_are_evaluated_as_each_method_sees_images(tmp_path, trained, 
     assert untrained.index.tolist() == ["emp", "simclr"]
     assert untrained.run["emp"].startswith("runs/emp/")
     assert untrained.run["simclr"].startswith("runs/simclr/")
+    evaluated = untrained[["view", "view_patches", "augmented"]].values.tolist()
+    assert evaluated == [["bag", 1, False]] * 2
 
 
 def test_a_point_that_cannot_be_evaluated_leaves_the_others(tmp_path, trained, monkeypatch):
@@ -256,6 +288,7 @@ def test_points_in_the_course_of_a_run(tmp_path, trained):
     assert rows.train_seconds.is_monotonic_increasing
     assert (rows.evaluation_seconds > 0).all()
     assert rows.images.tolist() == [16, 32, 48, 64]
+    assert rows.flops.tolist() == [rows.flops[1] * n for n in (1, 2, 3, 4)]
     (folder,) = (tmp_path / "runs" / "emp").iterdir()
     for step in (1, 2, 3):
         assert torch.load(folder / f"step={step}.ckpt", weights_only=True)["global_step"] == step
@@ -286,12 +319,15 @@ def test_equal_minutes_are_measured_once_and_fitted(tmp_path, trained, no_report
 
 
 @pytest.mark.slow
-def test_equal_passes(tmp_path, trained, no_report):
-    rows = compare(tmp_path, "budget=passes", "epochs=0.5", "emp.data.num_patches=4")
+def test_equal_flops(tmp_path, trained, no_report):
+    rows = compare(tmp_path, "budget=flops", "epochs=0.5", "emp.data.num_patches=4")
     rows = rows.drop_duplicates("method").set_index("method")
-    assert rows.patches["emp"] == rows.patches["simclr"] == 0.5 * 64 * 4
     assert rows.epoch["emp"] == 0.5
-    assert rows.epoch["simclr"] == 1
+    assert rows.steps["emp"] == 2
+    # two views of an image, of the same networks but for the head: 4 steps, within half a step
+    assert rows.steps["simclr"] == 4
+    assert rows.flops["simclr"] == pytest.approx(rows.flops["emp"], rel=1 / 8)
+    assert rows.flops["simclr"] != rows.flops["emp"]
 
 
 def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
@@ -300,16 +336,16 @@ def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
         "methods=[emp]",
         "ablate=optimizer.batch_size",
         "values=[16,32]",
-        "budget=[epochs,passes]",
+        "budget=[epochs,flops]",
         "epochs=0.5",
     )
-    assert trained == ["emp"] * 2  # equal passes take the same two
+    assert trained == ["emp"] * 2  # equal FLOPs take the same two
     emp = of(rows, "emp")
     assert emp[["setting", "value", "budget", "steps", "images"]].values.tolist() == [
         ["optimizer.batch_size", 16, "epochs", 2, 32],
         ["optimizer.batch_size", 32, "epochs", 1, 32],
-        ["optimizer.batch_size", 16, "passes", 2, 32],
-        ["optimizer.batch_size", 32, "passes", 1, 32],
+        ["optimizer.batch_size", 16, "flops", 2, 32],
+        ["optimizer.batch_size", 32, "flops", 1, 32],
     ]
     configs = [OmegaConf.load(tmp_path / name / "config.yaml") for name in emp.run[:2]]
     assert [config.optimizer.pop("batch_size") for config in configs] == [16, 32]

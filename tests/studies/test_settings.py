@@ -52,13 +52,30 @@ def test_methods_with_the_same_crops_share_their_references(config, augmented):
     """Colours are a bag's only if it is augmented; VICReg's crops are larger."""
     setting = f"evaluation.bag_augmented={augmented}"
     bags = {
-        name: reference_inputs(config(f"cifar/{name}", setting), "bag")
+        name: reference_inputs(config(f"cifar/{name}", setting, "evaluation.views=[bag]"))
         for name in ("simclr", "swav", "byol", "ressl", "vicreg")
     }
     assert bags["simclr"] == bags["swav"]
     assert bags["vicreg"] not in (bags["simclr"], bags["byol"])
     assert augmented or bags["simclr"] == bags["ressl"]
     assert (bags["simclr"] == bags["byol"]) is not augmented
+
+
+def test_references_are_of_a_scale_and_a_normalisation(config):
+    def inputs(name, *overrides):
+        return reference_inputs(config(f"cifar/{name}", *overrides))
+
+    assert inputs("simclr") == inputs("byol") == inputs("swav")
+    assert inputs("vicreg") != inputs("simclr")  # its crops are larger, the scale of dense smaller
+    whole = "evaluation.views=[whole]"
+    assert inputs("vicreg", whole) == inputs("simclr", whole)
+    assert inputs("emp", whole) != inputs("simclr", whole)  # mean and deviation of one half
+    assert inputs("simclr", "evaluation.dense_scale=2") != inputs("simclr")
+    assert inputs("simclr", "evaluation.references=False") == inputs("simclr")
+    assert inputs("simclr", "evaluation.probes=[knn]") != inputs("simclr")
+    sizes = ("augmentations.0.crop_size=24", "augmentations.0.patch_size=null")
+    with pytest.raises(UserError, match="byol-cifar10: .*set evaluation.dense_scale"):
+        inputs("byol", *sizes)
 
 
 def test_own_settings_and_those_of_the_recipes():
@@ -85,7 +102,7 @@ def test_own_settings_and_those_of_the_recipes():
         (["schedule=cosine"], "schedule knows"),
         (["budget=minutes", "minutes=[]"], "minutes=\\[...\\]"),
         (["epochs=[0]"], "all positive"),
-        (["budget=passes", "schedule=snapshot"], "leave budget at epochs"),
+        (["budget=flops", "schedule=snapshot"], "leave budget at epochs"),
         (["schedule=snapshot", "epochs=[0.5]"], "whole epochs"),
         (["seeds=[a]"], "digits.yaml: "),
         (["methods=[]"], "must not be empty"),

@@ -10,10 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from emp_plugin import main_transfer
+from emp_plugin.config import Probe, read_config
 from emp_plugin.data import ImageData
 from emp_plugin.solo_learn import backbone_of
+from emp_plugin.studies.rows import read_table
 from emp_plugin.studies.tables import transfer_table
+from emp_plugin.studies.transfer import COLUMNS
 from emp_plugin.training.callbacks import CONFIG_KEY
+from emp_plugin.training.folder import identity, versions
 from emp_plugin.training.probing import fresh_method
 from support import SCRIPTS
 
@@ -45,9 +49,8 @@ def checkpoint(config, tmp_path):
         cfg = config(recipe, *overrides)
         path = tmp_path / f"{cfg.name}=1.ckpt"  # as in epoch=1.ckpt
         method = fresh_method(cfg)
-        torch.save(
-            {"state_dict": method.state_dict(), CONFIG_KEY: OmegaConf.to_container(cfg)}, path
-        )
+        contents = {CONFIG_KEY: OmegaConf.to_container(cfg), "global_step": 7}
+        torch.save(contents | {"state_dict": method.state_dict()}, path)
         return path, method, cfg
 
     return make
@@ -76,17 +79,23 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(
     tiny = ("precision=32", "method_kwargs.proj_hidden_dim=16")
     simclr, method, cfg = checkpoint("cifar/simclr", "data.dataset=cifar100", *tiny)
     emp, _, _ = checkpoint("cifar/emp", "precision=32", "method_kwargs.embedding_dim=16")
-    probed, evaluation = [], import_module("emp_plugin.evaluation.evaluate")
-    original = evaluation.knn_probe
+    probed, protocol = [], import_module("emp_plugin.evaluation.protocol")
+    original = protocol.nearest
     monkeypatch.setattr(
-        evaluation,
-        "knn_probe",
-        lambda x, *rest, **more: probed.append(x) or original(x, *rest, **more),
+        protocol, "nearest", lambda x, *rest: probed.append(x) or original(x, *rest)
     )
     assert run(tmp_path / "out", simclr, emp, emp) == 0  # each once
 
-    rows = pd.read_csv(tmp_path / "out" / "transfer.csv")
-    reference = rows.model.isin(["raw pixels", "untrained"])
+    rows = read_table(tmp_path / "out" / "transfer.csv")
+    assert list(rows.columns) == COLUMNS
+    assert set(rows.probe) == {"linear", "online linear", "knn", "knn10"}
+    assert set(rows["view"]) == {"whole"}
+    assert set(rows.steps) == {7}
+    assert set(rows[rows.name == "simclr-cifar100"].identity) == {identity(cfg)}
+    about = versions()
+    assert set(rows.commit) == {about["commit"]}
+    assert set(rows.machine) == {about["hardware"]}
+    reference = rows.method.isin(["raw pixels", "untrained"])
     ways = rows[~reference].drop_duplicates(["checkpoint", "dataset"])
     assert [tuple(row) for row in ways[["name", "trained_on", "dataset"]].values] == [
         ("simclr-cifar100", "cifar100", "cifar10"),
@@ -115,7 +124,9 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(
     assert cifar100.startswith("CIFAR-100\n")
     start = "| emp-cifar10 | CIFAR-10 | 5 | embedding |"
     (line,) = [line for line in cifar100.splitlines() if line.startswith(start)]
-    assert line.endswith(f"| {top1:.2f} |")
+    header = next(line for line in cifar100.splitlines() if line.startswith("| model"))
+    figures = dict(zip(header.split(" | "), line.split(" | ")))
+    assert figures["k-NN, whole"] == f"{top1:.2f}"
     assert "| raw pixels |  |  | pixels |" in cifar10
 
 
@@ -140,7 +151,7 @@ def test_what_was_probed_is_not_probed_again(data, checkpoint, tmp_path, monkeyp
     assert probed == [(first, "cifar100"), (second, "cifar10"), (second, "cifar100")]
     rows = pd.read_csv(out / "transfer.csv")
     assert not rows.duplicated(
-        ["checkpoint", "dataset", "model", "features", "view", "probe"]
+        ["checkpoint", "dataset", "method", "features", "view", "probe"]
     ).any()
     lines = (out / "transfer.md").read_text().splitlines()
     assert sum("| b |" in line for line in lines) == 4
@@ -170,9 +181,12 @@ def test_checkpoints_of_the_same_name_are_told_apart():
         "trained_on": "cifar10",
         "seed": 0,
         "dataset": "cifar100",
-        "model": "emp",
+        "method": "emp",
         "features": "backbone",
         "view": "whole",
+        "view_patches": None,
+        "augmented": False,
+        "scale": 1.0,
         "probe": "knn",
         "labels": 1.0,
         "holdout": 0.0,
@@ -190,6 +204,42 @@ def test_checkpoints_of_the_same_name_are_told_apart():
         "| emp-cifar10, b/last.ckpt | CIFAR-10 | 0 | backbone | 2.00 |",
         "| emp-cifar10 | CIFAR-10 | 1 | backbone | 3.00 |",
     ]
+
+
+def test_the_protocol_is_the_standard_one():
+    """Of the evaluation with linear probes; scripts/knn has k-NN alone, of the same views."""
+
+    def evaluation(folder, *overrides):
+        items = ["pretrained_feature_extractor=a.ckpt", *overrides]
+        return read_config(str(SCRIPTS / folder), "emp", items, Probe).evaluation
+
+    for dataset in ("cifar", "digits"):
+        linear, knn = (evaluation(f"{name}/{dataset}") for name in ("linear", "knn"))
+        assert (linear.protocol, knn.protocol) == ("standard", "custom")
+        assert list(linear.views) == list(knn.views) == ["whole", "dense"]
+        assert list(linear.probes) == ["linear", "knn", "knn10"]
+        assert list(knn.probes) == ["knn", "knn10"]
+    published = evaluation("linear/cifar", "evaluation.protocol=published")
+    assert (published.protocol, list(published.probes)) == ("published", ["published"])
+
+
+def test_scales_of_dense_views_stand_with_the_checkpoints():
+    about = {"trained_on": "cifar10", "seed": 0, "features": "backbone", "view": "dense"}
+    about |= {"view_patches": None, "augmented": False, "probe": "linear", "labels": 1.0}
+    about |= {"dataset": "cifar100", "holdout": 0.0, "fraction": -1}
+    rows = [
+        about | {"name": name, "checkpoint": name, "method": name, "scale": scale, "top1": top1}
+        for name, scale, top1 in (("emp", 2.0, 40.0), ("byol", 1.5, 30.0))
+    ]
+    several = transfer_table(pd.DataFrame(rows)).splitlines()[-4:]
+    assert several[0] == "| model | trained on | seed | features | scale | linear, dense |"
+    assert several[2:] == [
+        "| emp | CIFAR-10 | 0 | backbone | 2 | 40.00 |",
+        "| byol | CIFAR-10 | 0 | backbone | 1.5 | 30.00 |",
+    ]
+    one = transfer_table(pd.DataFrame(rows[:1])).splitlines()[-3:]
+    assert one[0] == "| model | trained on | seed | features | linear, dense at 2 |"
+    assert one[2] == "| emp | CIFAR-10 | 0 | backbone | 40.00 |"
 
 
 def test_mistakes_are_named_before_anything_is_probed(data, checkpoint, tmp_path, capsys):

@@ -59,16 +59,16 @@ def test_features_are_those_of_the_method(checkpoints, digits):
     x = torch.randn(3, 3, 32, 32)
     emp, simclr = (load_method(path)[0].eval() for path in checkpoints)
     with torch.no_grad():
-        out = tsne.WithProjection(emp).features(x)
+        out = tsne.WithProjection(emp)(x)
         torch.testing.assert_close(
             F.normalize(out["projection"], dim=1), emp.project(x[None])[1][0]
         )
         assert [out[name].shape[1] for name in tsne.FEATURES] == [512, 24, 8]
-        out = tsne.WithProjection(simclr).features(x)
+        out = tsne.WithProjection(simclr)(x)
         torch.testing.assert_close(out["projection"], simclr.projector(backbone_of(simclr)(x)))
     assert out["embedding"] is out["backbone"]
     del simclr.projector  # as DINO, which has a head
-    assert set(tsne.WithProjection(simclr).features(x)) == {"backbone", "embedding"}
+    assert set(tsne.WithProjection(simclr)(x)) == {"backbone", "embedding"}
 
 
 def test_a_method_without_a_projector(checkpoints, tmp_path, capsys, monkeypatch):
