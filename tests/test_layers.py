@@ -1,0 +1,50 @@
+"""A package imports only those above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import emp_plugin
+
+PACKAGE = Path(emp_plugin.__file__).parent
+ORDER = (
+    "errors",
+    "losses",
+    "transforms",
+    "data",
+    "evaluation",
+    "config",
+    "solo_learn",
+    "methods",
+    "training",
+    "export",
+    "studies",
+    "command",
+)
+COMMANDS = [path.stem for path in PACKAGE.glob("main_*.py")]
+
+
+def imported(path):
+    """Modules of this project that a file imports, at its top or anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_only_those_above_it(package):
+    folder = PACKAGE / package
+    files = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+    below = {*ORDER[ORDER.index(package) + 1 :], *COMMANDS}
+    for path in files:
+        parts = [name.split(".") for name in imported(path) if name.startswith("emp_plugin.")]
+        assert not below & {part[1] for part in parts}, path
+
+
+def test_every_package_has_its_place():
+    names = {path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("__")}
+    assert names == {*ORDER, *COMMANDS}
