@@ -257,6 +257,9 @@ def check_evaluation(cfg: DictConfig) -> None:
     )
     if changed:
         cfg.protocol = CUSTOM
+    _require(
+        cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}"
+    )
     bag = [name for name in changed if name.startswith("bag_")]
     _require(
         not bag or "bag" in cfg.views,
@@ -279,9 +282,6 @@ def check_evaluation(cfg: DictConfig) -> None:
     _require(
         len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
         f"evaluation.label_fractions are in (0, 1], got {list(cfg.label_fractions)}",
-    )
-    _require(
-        cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}"
     )
     for name in ("linear", "mlp"):
         _require(

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from emp_plugin.config import augmentations, read_config
 from emp_plugin.data import load_dataset
 from emp_plugin.data.datasets import IMAGE_SIZE
-from emp_plugin.errors import UserError
 from emp_plugin.evaluation.views import dense_scale
 from emp_plugin.solo_learn import processes
 from emp_plugin.studies.plan import Trial, TrialFailed
@@ -103,20 +102,13 @@ def shared_inputs(recipes: Recipes, trials: list[Trial]) -> dict[Trial, str]:
 
 
 def reference_inputs(recipe: DictConfig) -> tuple[Any, ...]:
-    """What raw pixels and an untrained network are evaluated with, besides the seed.
-
-    Raises:
-        UserError: for crops of several sizes, of which no scale of a dense view is right.
-    """
+    """What raw pixels and an untrained network are evaluated with, besides the seed."""
     made, settings = augmentations(recipe), recipe.evaluation
     first = made[0].with_patches(1)
     images: list[Any] = [first.mean, first.std]
     if "dense" in settings.views:
         side = recipe.data.image_size or IMAGE_SIZE[recipe.data.dataset]
-        try:
-            scale = settings.dense_scale or dense_scale(made, side)
-        except ValueError as error:
-            raise UserError(f"{recipe.name}: {error}") from error
+        scale = settings.dense_scale or dense_scale(made, side)
         images += [scale, first.plain()]
     if "bag" in settings.views:
         images.append(first if settings.bag_augmented else first.plain())

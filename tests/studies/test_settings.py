@@ -74,7 +74,7 @@ def test_references_are_of_a_scale_and_a_normalisation(config):
     assert inputs("simclr", "evaluation.references=False") == inputs("simclr")
     assert inputs("simclr", "evaluation.probes=[knn]") != inputs("simclr")
     sizes = ("augmentations.0.crop_size=24", "augmentations.0.patch_size=null")
-    with pytest.raises(UserError, match="byol-cifar10: .*set evaluation.dense_scale"):
+    with pytest.raises(UserError, match="several sizes.*set evaluation.dense_scale"):
         inputs("byol", *sizes)
 
 
