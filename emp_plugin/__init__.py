@@ -11,7 +11,7 @@ solo_learn.METHODS["emp"] = EMP
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":  # on demand: it needs Hydra, which the method alone does not
+    if name == "load_backbone":  # on demand, as few need it
         from emp_plugin.export import load_backbone
 
         return load_backbone
