@@ -55,24 +55,37 @@ ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_
 
 
 class InTurn(pl.Callback):
-    """Calls the references after every training step. Ours is the time until the next one ends."""
+    """Calls the references after every block of training steps.
 
-    def __init__(self, references: dict[str, Callable[[], None]]):
-        self.references = references
+    Ours is the time until the next block ends. A GPU is waited for at its end alone: a run does not
+    wait after a step either.
+
+    Args:
+        references: each makes one step.
+        block: steps.
+    """
+
+    def __init__(self, references: dict[str, Callable[[], None]], block: int = 1):
+        self.references, self.block = references, block
         self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *references)}
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, number: int
+    ) -> None:
+        if (number + 1) % self.block:
+            return
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds["ours"].append(time.perf_counter() - self.began)
+        self.seconds["ours"].append((time.perf_counter() - self.began) / self.block)
         for name, reference in self.references.items():
-            self.seconds[name].append(seconds_of(reference))
+            spent = seconds_of(lambda: [reference() for _ in range(self.block)])
+            self.seconds[name].append(spent / self.block)
         self.began = time.perf_counter()
 
 
 def bare(cfg: DictConfig) -> Callable[[], None]:
-    """Forward and backward of the network alone, on ready patches."""
+    """Forward and backward of EMP's network alone, on ready patches."""
     [augmentation] = augmentations(cfg)
     n, b, side = augmentation.num_patches, cfg.optimizer.batch_size, augmentation.output_size
     network = fresh_method(cfg).to(DEVICE)
@@ -111,8 +124,10 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of a run's training steps, and of the references in turn with them.
+def train(
+    cfg: DictConfig, references: dict[str, Callable[[], None]], block: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of a run's training steps, and of the references in turn with blocks of them.
 
     The first of each is a warm-up.
     """
@@ -120,8 +135,9 @@ def train(cfg: DictConfig, references: dict[str, Callable[[], None]]) -> dict[st
     needed = cfg.limit_train_batches * cfg.optimizer.batch_size
     images = images.subset(torch.arange(needed) % len(images))
     views = [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
-    data = PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=True)
-    watch = InTurn(references)
+    stacked = cfg.method == "emp"
+    data = PretrainData(images, None, views, cfg.optimizer.batch_size, cfg.seed, stacked=stacked)
+    watch = InTurn(references, block)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))
         trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)

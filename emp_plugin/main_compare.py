@@ -1,8 +1,8 @@
 """Compare methods: ``python -m emp_plugin.main_compare --config-path DIR --config-name NAME ...``.
 
 Then come settings, ``key=value``. Keys of the comparison are methods, ablate, values, seeds,
-epochs, minutes, budget, schedule, evaluate_every, thresholds, results_dir and report_only. All
-others are overrides of the recipes, of one method's if they begin with its name:
+epochs, minutes, budget, schedule, evaluate_every, thresholds, at_once, results_dir and
+report_only. All others are overrides of the recipes, of one method's if they begin with its name:
 ``emp.data.num_patches=8``.
 """
 

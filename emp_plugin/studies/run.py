@@ -4,6 +4,8 @@ import json
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,8 @@ class Study:
             "recipe overrides": self.overrides,
         }
         write_text(self.results / "comparison.yaml", OmegaConf.to_yaml(settings))
+        if self.cfg.at_once > 1:
+            self.train_at_once()
         for number, trial in enumerate(self.trials, 1):
             print(f"\n[{number}/{len(self.trials)}] {trial}", flush=True)
             self.finish(trial, references=not self.has_references(trial))
@@ -153,18 +157,45 @@ class Study:
         if self.runs.started > started:
             self.write()
 
+    def train_at_once(self) -> None:
+        """Train several trials at a time; what fails is tried again, and told, in its turn."""
+
+        def train(trial: Trial) -> None:
+            recipe, overrides, checkpoints, keep = settings[trial]
+            overrides += (*keep, "evaluation.references=False", "enable_progress_bar=False")
+            with suppress(TrialFailed):
+                self.runs.train(trial.method, recipe, overrides, checkpoints)
+
+        settings = {}
+        for trial in self.trials:  # before: a configuration is not read in several threads
+            with suppress(TrialFailed):
+                recipe, overrides, checkpoints, keep = self.settings(trial)
+                if self.runs.evaluated(recipe, checkpoints) is None:
+                    settings[trial] = recipe, overrides, checkpoints, keep
+        with ThreadPoolExecutor(self.cfg.at_once) as pool:
+            list(pool.map(train, settings))
+
+    def settings(
+        self, trial: Trial
+    ) -> tuple[DictConfig, tuple[str, ...], dict[str, dict[str, Any]], list[str]]:
+        """A trial's recipe and the overrides that make it; and what :meth:`checkpoints` returns.
+
+        Raises:
+            TrialFailed: if its length cannot be known.
+        """
+        length = self.lengths.overrides(trial)
+        overrides = (*trial.override, *length, f"seed={trial.seed}", "limit_val_batches=0")
+        recipe = self.recipes.read(trial.method, overrides)
+        return recipe, overrides, *self.checkpoints(trial, recipe)
+
     def trial_rows(self, trial: Trial, references: bool, again: bool) -> list[dict[str, Any]]:
         """The rows of a trial, which is trained and evaluated as far as that is not done.
 
         Raises:
             TrialFailed: with the reason.
         """
-        length = self.lengths.overrides(trial)
-        overrides = (*trial.override, *length, f"seed={trial.seed}", "limit_val_batches=0")
-        recipe = self.recipes.read(trial.method, overrides)
+        recipe, overrides, checkpoints, keep = self.settings(trial)
         print(f"  {resolved(recipe)}", flush=True)
-
-        checkpoints, keep = self.checkpoints(trial, recipe)
         folder = self.runs.evaluated(recipe, checkpoints, again)
         if folder:
             print(f"  done: {folder}")

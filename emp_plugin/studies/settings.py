@@ -38,6 +38,8 @@ class StudySettings:
     evaluate_every: float | None = None
     # of time_to_accuracy.md, top-1 in percent
     thresholds: list[float] = field(default_factory=list)
+    # runs that train at once, for a large GPU; their minutes say nothing then
+    at_once: int = 1
     results_dir: str = MISSING
     # make tables and figures from the CSV that is there
     report_only: bool = False
@@ -99,6 +101,9 @@ def _check(cfg: DictConfig) -> None:
         cfg.evaluate_every is None or cfg.evaluate_every > 0,
         f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}",
     )
+    require(cfg.at_once > 0, f"at_once is a number of runs, got {cfg.at_once}")
+    alone = cfg.at_once == 1 or "minutes" not in cfg.budget
+    require(alone, "budget=minutes needs at_once=1: runs side by side slow each other")
     if "snapshot" in cfg.schedule:
         of_epochs = list(cfg.budget) == ["epochs"]
         require(of_epochs, "schedule=snapshot is of epochs: leave budget at epochs")

@@ -330,6 +330,16 @@ def test_equal_flops(tmp_path, trained, no_report):
     assert rows.flops["simclr"] != rows.flops["emp"]
 
 
+def test_runs_at_once_give_the_same_rows(tmp_path, trained, no_report, monkeypatch):
+    one_by_one = compare(tmp_path / "one by one")
+    assert trained == ["emp", "simclr"]
+    monkeypatch.undo()  # runs at once are processes of their own
+    monkeypatch.setattr(run, "write_report", lambda *_: None)
+    at_once = compare(tmp_path / "at once", "at_once=2")
+    same = ["method", "steps", "identity", "view", "probe", "top1", "top5", "error"]
+    pd.testing.assert_frame_equal(one_by_one[same], at_once[same])
+
+
 def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):
     rows = compare(
         tmp_path,

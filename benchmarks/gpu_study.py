@@ -1,0 +1,228 @@
+"""The study that waits for a GPU, in parts; each is useful alone, and goes on where it was cut off.
+
+    bash benchmarks/gpu_study.sh --parts speed,epochs --out outputs/gpu --data datasets
+
+Parts, in the order in which they are worth their time:
+
+- speed: steps a second of every method, beside its bare network; three of them compiled, too.
+- two: EMP-SSL for one and for two epochs, by the protocols standard and published.
+- ten: EMP-SSL for ten epochs, by standard at the end and by quick on the way.
+- rates: six methods at the training FLOPs of one epoch of emp_native, with their learning rate as
+  published, a third and a tenth of it, on held-out images.
+- equal: the same methods, each with the best of these rates, at these FLOPs and at a quarter of
+  them, three seeds, all images.
+- screen: the trials of results/emp-fast/screening.txt, on held-out images.
+
+Runs of rates, equal and screen train side by side, as small steps leave a large GPU idle: their
+minutes say nothing. Every part leaves results.csv in its folder; --small only shows that it runs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from emp_plugin.config import read_config
+from emp_plugin.studies.rows import read_table
+from emp_plugin.studies.run import RESULTS
+from emp_plugin.training.folder import write_text
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "scripts" / "pretrain"
+SCREENING = ROOT / "results" / "emp-fast" / "screening.txt"
+PARTS = ("speed", "two", "ten", "rates", "equal", "screen")
+METHODS = ("emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
+EQUAL = (f"methods=[{','.join(METHODS)}]", "budget=flops")  # those of emp_native's epochs
+HELD_OUT = ("data.holdout=0.1", "data.fraction=0.2", "evaluation.protocol=quick")
+FACTORS = (1, 1 / 3, 0.1)  # of the published learning rates
+
+
+class Parts:
+    """The parts by name.
+
+    Args:
+        out: folder of the study.
+        overrides: of every run.
+        at_once: runs that train side by side.
+        small: tiny runs.
+    """
+
+    def __init__(self, out: Path, overrides: list[str], at_once: int, small: bool):
+        self.out, self.overrides, self.at_once, self.small = out, overrides, at_once, small
+
+    def speed(self) -> None:
+        options = ["--small"] if self.small else ["--trials", "3"]
+        script = ROOT / "benchmarks" / "throughput.py"
+        self._run("speed", [str(script), *options, "--json", str(self.out / "speed.json")])
+
+    def ten(self) -> None:
+        epochs, every = (2, 1) if self.small else (10, 2)
+        self._compare("ten", "methods=[emp]", f"epochs=[{epochs}]", f"evaluate_every={every}")
+
+    def two(self) -> None:
+        self._compare("two", "methods=[emp]", "epochs=[1,2]")
+        for run in sorted(path.parent for path in self.out.glob("two/runs/*/*/last.ckpt")):
+            if (run / "published-cifar10-last.csv").exists():
+                continue
+            probe = ["--config-path", str(ROOT / "scripts" / "linear" / "cifar")]
+            probe += ["--config-name", "emp", f"pretrained_feature_extractor={run / 'last.ckpt'}"]
+            probe += ["evaluation.protocol=published", "evaluation.references=False"]
+            data = [item for item in self.overrides if item.startswith("data.train_path")]
+            self._run(f"published-{run.name}", ["-m", "emp_plugin.main_linear", *probe, *data])
+
+    def rates(self) -> None:
+        settings = {factor: self._rates(dict.fromkeys(METHODS, factor)) for factor in FACTORS}
+
+        def compare(factor: float) -> None:
+            at_once = f"at_once={max(1, self.at_once // len(FACTORS))}"
+            rates = settings[factor]
+            self._compare(f"rates/{factor:.2g}", *EQUAL, "epochs=[1]", at_once, *rates, *HELD_OUT)
+
+        with ThreadPoolExecutor(len(FACTORS)) as pool:
+            list(pool.map(compare, FACTORS))
+
+    def equal(self) -> None:
+        tried = {factor: self.out / "rates" / f"{factor:.2g}" / RESULTS for factor in FACTORS}
+        best = best_factors({factor: read_table(path) for factor, path in tried.items()})
+        lengths = ["epochs=[0.25,1]", "seeds=[0,1,2]", f"at_once={self.at_once}"]
+        self._compare("equal", *EQUAL, *lengths, *self._rates(best))
+
+    def _rates(self, factors: dict[str, float]) -> list[str]:
+        """Overrides of a comparison: these factors of the recipes' learning rates, by method."""
+        published = {name: read_config(str(RECIPES), f"cifar/{name}", []) for name in factors}
+        return [
+            f"{name}.optimizer.lr={factor * published[name].optimizer.lr:.4g}"
+            for name, factor in factors.items()
+        ]
+
+    def screen(self) -> None:
+        lines = [line.partition("#")[0].strip() for line in SCREENING.read_text().splitlines()]
+        trials = [line for line in lines if line][: 2 if self.small else None]
+        with ThreadPoolExecutor(self.at_once) as pool:
+            list(pool.map(self._screen, range(len(trials)), trials))
+
+    def _screen(self, number: int, line: str) -> None:
+        folder = self.out / "screen" / f"{number:03d}"
+        if list(folder.glob("emp/*/summary.json")):
+            return
+        command = ["-m", "emp_plugin.main_pretrain", "--config-path", str(RECIPES)]
+        command += ["--config-name", "cifar/emp_native", "seed=0", *HELD_OUT, *self.overrides]
+        command += ["evaluation.references=False", "limit_val_batches=0", *line.split()]
+        self._run(f"screen/{number:03d}", [*command, f"checkpoint.dir={folder}"])
+        for summary in folder.glob("emp/*/summary.json"):
+            made = json.loads(summary.read_text())
+            rows = pd.DataFrame(made["evaluation"])
+            rows.insert(0, "overrides", line)
+            for name in ("steps", "images", "flops", "train_seconds", "collapsed", "identity"):
+                rows[name] = made[name]
+            ran = made["versions"]
+            rows["commit"], rows["machine"] = ran["commit"], ran["hardware"]
+            rows.to_csv(folder / "results.csv", index=False)
+
+    def _compare(self, name: str, *settings: str) -> None:
+        """A comparison in the folder of this name."""
+        study = ["--config-path", str(ROOT / "scripts" / "compare"), "--config-name", "cifar10"]
+        command = ["-m", "emp_plugin.main_compare", *study, *self.overrides, *settings]
+        self._run(name, [*command, f"results_dir={self.out / name}"])
+
+    def _run(self, name: str, command: list[str]) -> None:
+        """Run Python with the command; what it says is in ``<name>.log``."""
+        log = self.out / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            status = subprocess.run([sys.executable, *command], stdout=file, stderr=file).returncode
+        print(f"{name}: {'done' if status == 0 else f'failed, see {log}'}", flush=True)
+
+
+def best_factors(tried: dict[float, pd.DataFrame]) -> dict[str, float]:
+    """By method, the factor of its learning rate with the best linear probe of the backbone.
+
+    Of whole and dense the better one counts.
+
+    Args:
+        tried: rows by factor.
+    """
+    rows = pd.concat(table.assign(factor=factor) for factor, table in tried.items())
+    rows = rows[(rows.probe == "linear") & (rows.features == "backbone")]
+    return {name: of.loc[of.top1.idxmax()].factor for name, of in rows.groupby("method")}
+
+
+def parts_of(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}; {', '.join(PARTS)}")
+    return names
+
+
+def write_page(out: Path) -> None:
+    """page.md, of whatever rows there are."""
+    lines = ["# What the GPU study has so far", ""]
+    if (out / "speed.json").exists():
+        speed = json.loads((out / "speed.json").read_text())
+        lines += [f"## Speed ({speed['hardware']}, torch {speed['versions']['torch']})", ""]
+        header = ("case", "a step, ms", "bare, ms", "step / bare", "views a second")
+        lines += _markdown(header, [_speed(*item) for item in speed["cases"].items()])
+    for table in sorted(out.glob("**/table.md")):
+        lines += [f"## {table.parent.relative_to(out)}", "", table.read_text().split("\n", 2)[2]]
+    header = ("run", "features", "published probe, bag of 128 augmented")
+    found = sorted(out.glob("two/runs/*/*/published-*.csv"))
+    rows = [(path.parent.name, row) for path in found for row in pd.read_csv(path).itertuples()]
+    lines += _markdown(header, [(run, row.features, f"{row.top1:.2f}") for run, row in rows])
+    tables = [pd.read_csv(path) for path in sorted(out.glob("screen/*/results.csv"))]
+    if tables:
+        lines += ["## screen (protocol quick, held-out images, backbone)", ""]
+        lines += _markdown(*screening_table(pd.concat(tables)))
+    write_text(out / "page.md", "\n".join(lines) + "\n")
+
+
+def screening_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: overrides, PFLOP, and the accuracies of the backbone; the best first."""
+    rows = rows[rows.features == "backbone"]
+    cells = rows["view"] + " " + rows.probe
+    wide = rows.assign(cell=cells).pivot(
+        index=["overrides", "flops"], columns="cell", values="top1"
+    )
+    wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
+    lines = [
+        [of[0], f"{of[1] / 1e15:.3g}", *map("{:.2f}".format, row)] for of, row in wide.iterrows()
+    ]
+    return ["overrides", "PFLOP", *wide.columns], lines
+
+
+def _speed(name: str, case: dict) -> tuple[str, ...]:
+    ours, bare = (1000 * case[key]["median"] for key in ("ours", "reference"))
+    views = f"{case['views_per_second']:,}"
+    return name, f"{ours:.1f}", f"{bare:.1f}", f"{1 / case['ratio']:.2f}", views
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)] + [""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=parts_of, required=True, help=",".join(PARTS))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--data", default="./datasets", help="folder of CIFAR-10")
+    parser.add_argument("--at-once", type=int, default=12, help="runs that train side by side")
+    parser.add_argument("--small", action="store_true", help="tiny runs on digits, to see it work")
+    args = parser.parse_args()
+    overrides = [f"data.train_path={args.data}", "enable_progress_bar=False"]
+    if args.small:
+        overrides = ["data.dataset=digits", "optimizer.batch_size=16", "enable_progress_bar=False"]
+    parts = Parts(args.out, overrides, args.at_once, args.small)
+    for name in args.parts:
+        getattr(parts, name)()
+        write_page(args.out)
+    print(f"results: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
