@@ -38,6 +38,7 @@ SCREENING = ROOT / "results" / "emp-fast" / "screening.txt"
 PARTS = ("speed", "two", "ten", "rates", "equal", "screen")
 METHODS = ("emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
 EQUAL = (f"methods=[{','.join(METHODS)}]", "budget=flops")  # those of emp_native's epochs
+SMALL = ("data.dataset=digits", "optimizer.batch_size=16", "data.num_patches=2")
 HELD_OUT = ("data.holdout=0.1", "data.fraction=0.2", "evaluation.protocol=quick")
 FACTORS = (1, 1 / 3, 0.1)  # of the published learning rates
 
@@ -71,7 +72,8 @@ class Parts:
                 continue
             probe = ["--config-path", str(ROOT / "scripts" / "linear" / "cifar")]
             probe += ["--config-name", "emp", f"pretrained_feature_extractor={run / 'last.ckpt'}"]
-            probe += ["evaluation.protocol=published", "evaluation.references=False"]
+            protocol = "quick" if self.small else "published"  # whose bags take a CPU minutes
+            probe += [f"evaluation.protocol={protocol}", "evaluation.references=False"]
             data = [item for item in self.overrides if item.startswith("data.train_path")]
             self._run(f"published-{run.name}", ["-m", "emp_plugin.main_linear", *probe, *data])
 
@@ -127,7 +129,8 @@ class Parts:
     def _compare(self, name: str, *settings: str) -> None:
         """A comparison in the folder of this name."""
         study = ["--config-path", str(ROOT / "scripts" / "compare"), "--config-name", "cifar10"]
-        command = ["-m", "emp_plugin.main_compare", *study, *self.overrides, *settings]
+        fraction = ["data.fraction=0.05"] if self.small else []
+        command = ["-m", "emp_plugin.main_compare", *study, *self.overrides, *settings, *fraction]
         self._run(name, [*command, f"results_dir={self.out / name}"])
 
     def _run(self, name: str, command: list[str]) -> None:
@@ -216,7 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     overrides = [f"data.train_path={args.data}", "enable_progress_bar=False"]
     if args.small:
-        overrides = ["data.dataset=digits", "optimizer.batch_size=16", "enable_progress_bar=False"]
+        overrides = [*SMALL, "enable_progress_bar=False"]
     parts = Parts(args.out, overrides, args.at_once, args.small)
     for name in args.parts:
         getattr(parts, name)()
