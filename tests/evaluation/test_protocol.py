@@ -1,6 +1,6 @@
 """The rows of an evaluation, beside probes of features taken by hand."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -108,6 +108,7 @@ def test_protocols_are_constants(monkeypatch):
         "bag_augmented": False,
         "images": None,
     }
+    assert PROTOCOLS["quick"] == replace(PROTOCOLS["standard"], images=(10_000, 2_000))
     published = settings(protocol="published", linear={})
     assert (list(published.views), list(published.probes)) == (["bag"], ["published"])
     assert (published.bag_patches, published.bag_augmented) == (128, True)
