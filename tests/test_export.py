@@ -18,13 +18,15 @@ from support import SCRIPTS
 from support.runs import TINY_EMP, pretrain, the_run
 
 SETTINGS = [*TINY_EMP, "limit_val_batches=0", "evaluation.enabled=False"]
+MEAN, STD = (0.2, 0.5, 0.6), (0.3, 0.25, 0.4)  # they differ, so that a swap shows
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     length = ["optimizer.batch_size=16", "data.fraction=0.03", "max_epochs=2"]
-    assert pretrain(folder, *SETTINGS, *length) == 0
+    normalisation = [f"augmentations.0.mean={[*MEAN]}", f"augmentations.0.std={[*STD]}"]
+    assert pretrain(folder, *SETTINGS, *length, *normalisation) == 0
     return the_run(folder) / "last.ckpt"
 
 
@@ -36,7 +38,7 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
     images = load_dataset("digits", None)[1].images[:20]
     method = load_method(checkpoint)[0].eval()
     with torch.no_grad():
-        expected = backbone_of(method)(normalise(images, (0.5,) * 3, (0.5,) * 3))
+        expected = backbone_of(method)(normalise(images, MEAN, STD))
         torch.testing.assert_close(backbone(images), expected, atol=1e-6, rtol=1e-5)
     assert not backbone.training
     settings = backbone.settings
@@ -52,8 +54,7 @@ def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
 
 def test_a_rebuilt_backbone_normalises_as_in_training():
     images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    mean, std = (0.2, 0.5, 0.6), (0.3, 0.25, 0.4)
-    backbone = Backbone(torch.nn.Identity(), {"mean": mean, "std": std})
+    backbone = Backbone(torch.nn.Identity(), {"mean": MEAN, "std": STD})
     by_hand = (images[1, 2] / 255 - 0.6) / 0.4
     torch.testing.assert_close(backbone(images)[1, 2], by_hand)
 

@@ -9,7 +9,7 @@ as the map of one patch.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,19 +46,20 @@ class View:
 
     Args:
         name: ``whole``, ``dense`` or ``bag``.
-        augmentation: that the network was trained on. A bag's patches are its crops; a window of
-            ``dense`` is as large as the map of its ``output_size``.
+        augmentation: that the network was trained on, for ``dense`` and ``bag``. A bag's patches
+            are its crops; a window of ``dense`` is as large as the map of its ``output_size``.
         num_patches: of a bag.
         augmented: a bag's patches are augmented as in training, not only cropped and resized.
         scale: of ``dense``, how many times the image is enlarged, before its sides are rounded to
             the network's stride. None: as :func:`dense_scale` says.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or ``dense`` or ``bag`` without an augmentation: a scale
+            that is wrong for the network would go unseen.
     """
 
     name: str = "whole"
-    augmentation: PatchAugmentation = field(default_factory=PatchAugmentation)
+    augmentation: PatchAugmentation | None = None
     num_patches: int = 16
     augmented: bool = False
     scale: float | None = None
@@ -66,6 +67,12 @@ class View:
     def __post_init__(self) -> None:
         if self.name not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got '{self.name}'")
+        if self.name != "whole" and self.augmentation is None:
+            raise ValueError(
+                f"the view {self.name} needs the patches that the network was trained on, their "
+                f"side in an image and what it is resized to: View('{self.name}', "
+                "emp_plugin.transforms.PatchAugmentation(patch_size=16, output_size=32))"
+            )
 
 
 class Features(NamedTuple):
@@ -87,7 +94,7 @@ def extract_features(
         encode: a module, a bound method or any function that maps images (b, 3, h, w) to features
             (b, f), which are then called "backbone", or to several by name.
         data: of (image, label). An image is uint8 or float (3, h, w), all of one size, or PIL's.
-        view: what the network is shown: "whole", "dense", "bag", or a :class:`View`.
+        view: what the network is shown: "whole", or a :class:`View` of any kind.
         settings: as of :func:`extract_views`.
 
     Raises:

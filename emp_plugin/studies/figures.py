@@ -140,7 +140,8 @@ def _curves(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]
     ends, course = rows[rows.schedule != COURSE], rows[rows.schedule == COURSE]
     runs = course.groupby(["method", "budget", "length"], sort=False)
     for (method, budget, length), points in runs:
-        whole = rows[rows.run.isin(points.run)].drop_duplicates(["run", "epoch"])
+        same = rows.run.isin(points.run) & rows.protocol.isin(points.protocol)
+        whole = rows[same].drop_duplicates(["run", "epoch"])
         label = f"{method_title(method)}, in the course of {describe_length(budget, length)}"
         style = {"label": label, "markersize": 3, "linestyle": "-", **_style(method)}
         yield whole.assign(point=whole.epoch), style

@@ -15,7 +15,7 @@ from emp_plugin.config import Evaluation
 from emp_plugin.errors import UserError
 from emp_plugin.studies.plan import TrialFailed
 from emp_plugin.studies.recipes import Recipes
-from emp_plugin.training.folder import CONFIG, LAST, SUMMARY, identity
+from emp_plugin.training.folder import CONFIG, LAST, SUMMARY, identity, write_text
 
 RUNS, SPEED_CHECKS = "runs", "speed_checks"  # folders of a study
 
@@ -60,15 +60,19 @@ class Runs:
     ) -> Path | None:
         """The folder of a finished run that was evaluated with the recipe's settings, or None.
 
-        One that was evaluated with others, or is to be evaluated ``again``, loses its summary:
-        :meth:`train` then finds it unfinished, and only evaluates.
+        One that was evaluated with others, or is to be evaluated ``again``, loses its summary and
+        takes the recipe's name: :meth:`train` then finds it unfinished, and only evaluates.
         """
-        for folder in self.finished(recipe, kept):
-            if not again and _evaluation(OmegaConf.load(folder / CONFIG)) == _evaluation(recipe):
+        finished = self.finished(recipe, kept)
+        for folder in () if again else finished:
+            if _evaluation(OmegaConf.load(folder / CONFIG)) == _evaluation(recipe):
                 return folder
+        for folder in finished:
             if (folder / LAST).exists():
-                for done in (*folder.glob("*=*.json"), folder / SUMMARY):
-                    done.unlink()
+                (folder / SUMMARY).unlink()
+                cfg = OmegaConf.merge(OmegaConf.load(folder / CONFIG), {"name": recipe.name})
+                write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+                break
         return None
 
     def train(

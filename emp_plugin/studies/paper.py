@@ -35,15 +35,24 @@ def paper_minutes(datasets: set[str]) -> pd.DataFrame:
     return paper[paper.dataset.isin(datasets)]
 
 
+def is_fitted(rows: pd.DataFrame) -> pd.Series:
+    """Whether the schedule spans the row's epochs: also at the end of a run of snapshots."""
+    ends = rows.epoch == rows.groupby("run").epoch.transform("max")
+    return (rows.schedule == "fitted") | (rows.schedule == "snapshot") & ends
+
+
 def paper_figure(row: pd.Series) -> str:
     """The paper's top-1 accuracy of the same method, linear probe and epochs, or "".
 
     The schedule is the same, or one that is not said; the figure then has a mark.
+
+    Args:
+        row: of a study, with :func:`is_fitted` as a column.
     """
     same = paper_figures(row.dataset, row.paper)
     same = same[(same.epochs - row.epoch).abs() < 0.01]
-    marks = {row.schedule: "", "not stated": "\\*"}
-    if row.schedule == "fitted":
+    marks = {"fitted" if row.is_fitted else row.schedule: "", "not stated": "\\*"}
+    if row.is_fitted:
         marks["fitted to 1 or 2"] = "\\*\\*"
     for schedule, mark in marks.items():
         found = same[same.schedule == schedule]

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -215,7 +216,10 @@ class Study:
         rows = []
         for name, point in checkpoints.items():
             try:
-                on_the_way = evaluate_checkpoint(folder / name, recipe, flops)
+                settings = recipe.evaluation
+                if point.get("schedule") == COURSE:
+                    settings = {"protocol": "quick", "dense_scale": settings.dense_scale}
+                on_the_way = evaluate_checkpoint(folder / name, recipe, settings, flops)
             except TrialFailed as failure:
                 print(f"failed: {failure}; going on", flush=True)
                 rows.append(self.row(trial, **point, error=str(failure)))
@@ -261,30 +265,36 @@ class Study:
         write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
 
 
-def evaluate_checkpoint(checkpoint: Path, recipe: DictConfig, flops: int) -> dict[str, Any]:
+def evaluate_checkpoint(
+    checkpoint: Path, recipe: DictConfig, settings: Mapping[str, Any], flops: int
+) -> dict[str, Any]:
     """What summary.json is to a run, of a checkpoint on its way; it is evaluated once.
 
     Args:
         checkpoint: of the run.
         recipe: of the run.
+        settings: of the evaluation.
         flops: of training on one image.
 
     Raises:
         TrialFailed: with the reason.
     """
-    kept = checkpoint.with_suffix(".json")
-    if kept.exists():
-        return json.loads(kept.read_text())
-    print(f"  evaluating {checkpoint}", flush=True)
-    began = time.perf_counter()
     probe = {
         "pretrained_feature_extractor": str(checkpoint),
-        "evaluation": OmegaConf.merge(recipe.evaluation, {"references": False}),
+        "evaluation": OmegaConf.merge(settings, {"references": False}),
         "accelerator": recipe.get("accelerator", "auto"),
     }
+    probe = check_config(OmegaConf.create(probe), Probe)
+    kept, settings = checkpoint.with_suffix(".json"), OmegaConf.to_container(probe.evaluation)
+    if kept.exists():
+        summary = json.loads(kept.read_text())
+        if summary.get("settings") == settings:
+            return summary
+    print(f"  evaluating {checkpoint}", flush=True)
+    began = time.perf_counter()
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        evaluation = probe_checkpoint(check_config(OmegaConf.create(probe), Probe))
+        evaluation = probe_checkpoint(probe)
     except Exception as error:  # whatever it is, the other runs can go on
         reason = last_line(str(error)) or type(error).__name__
         raise TrialFailed(f"evaluation of {checkpoint.name}: {reason}") from error
@@ -297,6 +307,7 @@ def evaluate_checkpoint(checkpoint: Path, recipe: DictConfig, flops: int) -> dic
         "evaluation": evaluation,
         "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         "evaluation_seconds": round(time.perf_counter() - began, 1),
+        "settings": settings,
     }
     write_text(kept, json.dumps(summary, indent=2) + "\n")
     return summary

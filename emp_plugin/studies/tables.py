@@ -2,7 +2,13 @@
 
 import pandas as pd
 
-from emp_plugin.studies.paper import in_papers_cell, paper_figure, paper_minutes, papers_cell
+from emp_plugin.studies.paper import (
+    in_papers_cell,
+    is_fitted,
+    paper_figure,
+    paper_minutes,
+    papers_cell,
+)
 from emp_plugin.studies.plan import describe_length
 from emp_plugin.studies.rows import (
     COURSE,
@@ -16,6 +22,10 @@ from emp_plugin.studies.rows import (
 from emp_plugin.studies.titles import dataset_title
 
 NOTHING = "There are rows of the protocol quick alone, for figures.\n"
+ON_THE_WAY = (
+    "Points on the way are of the protocol quick: probes learn from at most 10,000 images and are "
+    "scored on at most 2,000."
+)
 PAPERS_PROBES = ("linear", "published")  # those that a figure of the paper can stand beside
 
 # --- table.md
@@ -29,6 +39,7 @@ def table(rows: pd.DataFrame) -> str:
     rows = _published(rows)
     if rows.empty:
         return NOTHING
+    rows = rows.assign(is_fitted=is_fitted(rows))
     measured, references = split_references(rows[rows.schedule != COURSE])
     lines = [f"# {data_title(rows)}", ""]
     lines.append(f"Top-1 accuracy in percent, last epoch, {protocol_title(rows)}{_seeds(rows)}")
@@ -144,9 +155,9 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
         rows: of a study.
         thresholds: top-1 accuracies in percent.
     """
-    rows = _published(rows)
-    if rows.empty:
+    if _published(rows).empty:
         return NOTHING
+    rows = rows[(rows.protocol != "quick") | (rows.schedule == COURSE)]
     measured, _ = split_references(rows)
     seeds = measured.groupby("title").seed.nunique()
     linear = measured.probe.isin(PAPERS_PROBES)
@@ -159,6 +170,8 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
         "sets how many), so that the true time may be shorter. The paper's minutes stand beside "
         "its own features, view and probe.",
     ]
+    if "quick" in set(rows.protocol):
+        lines += ["", ON_THE_WAY]
     papers = paper_minutes(set(rows.dataset))
     for cell in cells(measured):
         lines += ["", f"## {cell}", ""]

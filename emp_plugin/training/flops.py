@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from emp_plugin.config import augmentations
 from emp_plugin.data import ImageData
 from emp_plugin.data.datasets import IMAGE_SIZE
-from emp_plugin.solo_learn import build_method, pl
+from emp_plugin.solo_learn import build_method, pl, processes
 from emp_plugin.training.data import PretrainData
 from emp_plugin.training.folder import identity
 from emp_plugin.transforms import BatchMultiPatch
@@ -52,6 +52,19 @@ def training_flops(cfg: DictConfig) -> int | None:
             print(f"FLOPs were not counted: {type(error).__name__}: {error}", file=sys.stderr)
             _COUNTED[known] = None
     return _COUNTED[known]
+
+
+def flops_of_steps(cfg: DictConfig, steps: int) -> int | None:
+    """Floating-point operations of a training's first steps; None where they cannot be known.
+
+    They cannot where :func:`training_flops` has none, or the run took as many GPUs as it found.
+    """
+    found = cfg.get("devices") in (None, "auto", -1, "-1") and cfg.get("accelerator") != "cpu"
+    per_image = None if found else training_flops(cfg)
+    if per_image is None:
+        return None
+    images = steps * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * processes(cfg)
+    return images * per_image
 
 
 def _count(cfg: DictConfig) -> int:

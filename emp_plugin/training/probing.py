@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from emp_plugin.config import augmentations, check_whole_images, uses_gpu
+from emp_plugin.config import Evaluation, augmentations, check_whole_images, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import PROTOCOLS, Network, evaluate
@@ -25,6 +26,7 @@ from emp_plugin.evaluation.protocol import UNTRAINED
 from emp_plugin.evaluation.views import Encode, find_pool
 from emp_plugin.solo_learn import backbone_of, build_method, pl
 from emp_plugin.training.callbacks import CONFIG_KEY
+from emp_plugin.training.flops import flops_of_steps
 from emp_plugin.training.folder import identity, versions, write_rows
 
 
@@ -137,14 +139,14 @@ class _Backbone(nn.Module):
 def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     """Evaluate a checkpoint of any method; returns its rows, and leaves them beside it.
 
-    The file is ``<protocol>-<dataset>-<checkpoint>.csv``, and names views and probes where they are
-    not a protocol's.
+    The file is ``<protocol>-<dataset>-<checkpoint>.csv``; its name has views and probes where they
+    are not a protocol's, and a hash of what else is not.
 
     Raises:
         UserError: for a checkpoint or data that cannot be read, or views that do not fit them.
     """
     path = Path(probe.pretrained_feature_extractor).expanduser()
-    method, cfg, _ = load_method(path)
+    method, cfg, saved = load_method(path)
     data, settings = probed_data(cfg, probe), probe.evaluation
     train, test = load_data(data)
     if test is None:
@@ -159,24 +161,32 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
             f"of {side}x{side}: set evaluation.views=[whole]"
         )
     device = torch.device("cuda" if uses_gpu(probe) else "cpu")
-    cfg.precision = probe.precision or cfg.get("precision")
     out = path.with_name(f"{_evaluation_name(settings)}-{data.dataset}-{path.stem}.csv")
     # A classifier trained online knows the classes it was trained on. Those of a folder have no
     # names to compare.
     same_data = data.dataset == cfg.data.dataset
     same_labels = same_data and (data.dataset != "custom" or not probe.data.train_path)
-    rows = evaluate_run(cfg, settings, method, train, test, device, out, same_labels)
+    flops = flops_of_steps(cfg, saved["global_step"])
+    rows = evaluate_run(
+        cfg, settings, method, train, test, device, out, same_labels, flops, probe.precision
+    )
     print_table(rows, f"{path} on {data.dataset}")
     print(f"results: {out}")
     return rows
 
 
 def _evaluation_name(settings: DictConfig) -> str:
-    if settings.protocol in PROTOCOLS:
-        return settings.protocol
-    names = [*settings.probes, *settings.views]
-    if "bag" in settings.views:
-        names.append(f"{settings.bag_patches}{'augmented' if settings.bag_augmented else 'plain'}")
+    names = [settings.protocol]
+    if settings.protocol not in PROTOCOLS:
+        names = [*settings.probes, *settings.views]
+        if "bag" in settings.views:
+            kind = "augmented" if settings.bag_augmented else "plain"
+            names.append(f"{settings.bag_patches}{kind}")
+    usual, given = OmegaConf.structured(Evaluation), OmegaConf.to_container(settings)
+    others = ("linear", "mlp", "dense_scale", "label_fractions")
+    changed = {name: given[name] for name in others if settings[name] != usual[name]}
+    if changed:
+        names.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8])
     return "-".join(names)
 
 
@@ -206,6 +216,7 @@ def evaluate_run(
     out: Path,
     same_labels: bool = True,
     flops: int | None = None,
+    precision: str | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of :func:`emp_plugin.evaluation.evaluate` for a trained method.
 
@@ -223,11 +234,12 @@ def evaluate_run(
         same_labels: the method was trained on these classes, so that its online classifier can be
             scored.
         flops: of the training, for its rows.
+        precision: of the networks; None: the training's.
     """
     ran = versions()
     about = {"flops": flops, "identity": identity(cfg), "commit": ran["commit"]}
     about |= {"machine": ran["hardware"], "torch": ran["torch"]}
-    bf16 = "bf16" in str(cfg.get("precision", "32"))
+    bf16 = "bf16" in str(precision or cfg.get("precision"))
     fingerprint = _fingerprint(model, train, test, settings, bf16, same_labels)[:12]
     part = out.with_name(f"{out.name}.{fingerprint}.part")
     for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:

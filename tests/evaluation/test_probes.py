@@ -68,6 +68,18 @@ def test_the_default_settings_are_the_published_ones():
     assert {key: defaults[key] for key in published} == published
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_linear_probe_is_a_classifier_of_these_settings(raw):
+    """With a weight decay strong enough to show in the accuracy."""
+    (x, y), (u, v) = clouds(400), clouds(300, seed=1)
+    sgd = {"epochs": 5, "lr": 0.3, "weight_decay": 0.05, "batch_size": 20}
+    train, test = (x, u) if raw else standardised(x, u)
+    expected = top_k(train_classifier(train, y, 6, 0, *sgd.values())(test), v)
+    assert linear_probe(x, y, u, v, 6, raw=raw, **sgd) == expected
+    other = linear_probe(x, y, u, v, 6, raw=raw, **(sgd | {"weight_decay": 5.0}))
+    assert other.top1 < expected.top1 - 5
+
+
 @pytest.mark.parametrize("hidden", [0, 20])
 def test_sgd_against_numpy(hidden):
     """Momentum, weight decay, cosine by epoch: the same steps by hand in float64."""

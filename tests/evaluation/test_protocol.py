@@ -1,6 +1,6 @@
 """The rows of an evaluation, beside probes of features taken by hand."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from emp_plugin.evaluation import (
 from emp_plugin.transforms import PatchAugmentation
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.3, 0.25, 0.4)
+SGD = {"epochs": 2, "lr": 0.05, "weight_decay": 0.1}
 CROPS = PatchAugmentation(num_patches=2, patch_size=16, output_size=16, mean=MEAN, std=STD)
 
 
@@ -43,8 +44,8 @@ class Rows(nn.Module):
 
 
 def settings(**values):
-    quick = {"references": False, "linear": {"epochs": 2}, "mlp": {"epochs": 2, "hidden": 8}}
-    cfg = OmegaConf.merge(OmegaConf.structured(Evaluation), quick | values)
+    tiny = {"references": False, "linear": SGD, "mlp": {**SGD, "hidden": 8}}
+    cfg = OmegaConf.merge(OmegaConf.structured(Evaluation), tiny | values)
     check_evaluation(cfg)
     return cfg
 
@@ -66,9 +67,9 @@ def test_probes_on_parts_of_the_labels(digits):
     for fraction, which in ((0.1, part), (1.0, slice(None))):
         data = x[which], train.targets[which], u, test.targets
         for probe, expected in {
-            "linear": linear_probe(*data, 10, epochs=2),
-            "published": linear_probe(*data, 10, epochs=2, raw=True),
-            "mlp": linear_probe(*data, 10, epochs=2, hidden=8),
+            "linear": linear_probe(*data, 10, **SGD),
+            "published": linear_probe(*data, 10, raw=True, **SGD),
+            "mlp": linear_probe(*data, 10, hidden=8, **SGD),
             "knn": knn_probe(*data),
             "knn10": knn_probe(*data, k=10, temperature=None),
         }.items():
@@ -108,6 +109,7 @@ def test_protocols_are_constants(monkeypatch):
         "bag_augmented": False,
         "images": None,
     }
+    assert PROTOCOLS["quick"] == replace(PROTOCOLS["standard"], images=(10_000, 2_000))
     published = settings(protocol="published", linear={})
     assert (list(published.views), list(published.probes)) == (["bag"], ["published"])
     assert (published.bag_patches, published.bag_augmented) == (128, True)
@@ -139,7 +141,17 @@ def test_quick_is_standard_on_fewer_images_without_the_embeddings_sgd(digits, mo
 
 
 def test_pixels_have_the_training_s_normalisation(digits):
-    """Affine images of each other, so the probes of them agree."""
+    data = digits[0].subset(range(300)), digits[1].subset(range(200))
+    evaluation = settings(views=["whole"], probes=["knn"], references=True)
+    (row,) = list(evaluate([], *data, [CROPS], evaluation))
+    # cosines of shifted pixels are others, so that a swap of mean and std shows
+    x, u = (normalise(part.images, MEAN, STD).flatten(1) for part in data)
+    assert row["top1"] == knn_probe(x, data[0].targets, u, data[1].targets).top1
+    x, u = (normalise(part.images, STD, MEAN).flatten(1) for part in data)
+    assert row["top1"] != knn_probe(x, data[0].targets, u, data[1].targets).top1
+
+
+def test_linear_probes_of_pixels_do_not_depend_on_their_normalisation(digits):
     data = digits[0].subset(range(300)), digits[1].subset(range(200))
     evaluation = settings(
         views=["whole"], probes=["linear"], references=True, linear={"epochs": 20}

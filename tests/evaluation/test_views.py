@@ -76,6 +76,12 @@ def test_an_unknown_view_is_named():
         extract_features(mean_colour, [], "top")
 
 
+@pytest.mark.parametrize("view", ["dense", "bag"])
+def test_patches_of_another_network_are_not_assumed(view):
+    with pytest.raises(ValueError, match=rf"View\('{view}', .*patch_size=16, output_size=32"):
+        extract_features(torchvision.models.resnet18(), [], view)
+
+
 # bags
 
 

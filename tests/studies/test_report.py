@@ -265,9 +265,12 @@ def test_a_collapsed_run_is_marked(tmp_path):
     assert "ollapsed" not in report(tmp_path, rows[2:])[0]
 
 
-def test_quick_evaluations_are_for_figures_alone(tmp_path, drawn):
+def test_quick_evaluations_are_for_figures_and_points_on_the_way(tmp_path, drawn):
     rows = [
-        row("byol", 0, 25.0, epoch=0.5, schedule="course", protocol="quick", run="a"),
+        *(
+            row("byol", 0, top1, epoch, 10 * epoch, "course", length=1.0, protocol="quick", run="a")
+            for epoch, top1 in ((0.25, 25.0), (0.5, 52.0))
+        ),
         row("byol", 0, 60.0, run="a"),
         row("swav", 0, 50.0, protocol="quick"),
     ]
@@ -275,12 +278,18 @@ def test_quick_evaluations_are_for_figures_alone(tmp_path, drawn):
     for text in (table, minutes):
         assert "| BYOL |" in text
         assert "| SwAV |" not in text
-        assert "protocol standard; " in text
-    labels = {bars.get_label() for bars in drawn["convergence.png"].axes[0].containers}
-    assert "SwAV" in labels
+    assert "protocol standard; " in table
+    assert "protocols quick and standard; " in minutes
+    assert "Points on the way are of the protocol quick: " in minutes
+    assert cells(minutes, "BYOL")[2] == ("50 %", "5.0")
+    curves = {bars.get_label(): bars for bars in drawn["convergence.png"].axes[0].containers}
+    assert "SwAV" in curves
+    # the end, of another protocol, is no point of the curve
+    course = curves["BYOL, in the course of 1 epoch"]
+    assert course.lines[0].get_xdata().tolist() == [0.25, 0.5]
     title = drawn["convergence.png"].get_suptitle()
     assert "protocols quick and standard" in title
-    alone = report(tmp_path, [rows[0], rows[2]])
+    alone = report(tmp_path, [*rows[:2], rows[3]])
     assert alone[0] == alone[1] == "There are rows of the protocol quick alone, for figures.\n"
 
 
@@ -378,6 +387,15 @@ def test_readings_of_the_epochs_are_not_mixed(tmp_path, patches, epoch, schedule
     table, _ = report(tmp_path, [row("emp", 0, 80.0, epoch=epoch, schedule=schedule, **papers)])
     assert f"## {epoch:g} epoch{'' if epoch == 1 else 's'}, schedule {schedule}" in table
     assert dict(cells(table, "EMP-SSL")).get("paper", "") == figure
+
+
+def test_the_end_of_a_run_of_snapshots_is_fitted(tmp_path):
+    papers = PUBLISHED | {"features": "embedding", "paper": EMP, "schedule": "snapshot"}
+    one, two = (row("emp", 0, 80.0, epoch=epoch, run="a", **papers) for epoch in (1.0, 2.0))
+    assert dict(cells(report(tmp_path, [one])[0], "EMP-SSL"))["paper"] == "84.2\\*\\*"
+    first, last = report(tmp_path, [one, two])[0].split("## ")[1:]
+    assert dict(cells(first, "EMP-SSL"))["paper"] == "80.6"
+    assert dict(cells(last, "EMP-SSL"))["paper"] == "84.2\\*\\*"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,22 @@ def test_a_run_is_known_by_its_identity(tmp_path, trained, no_report):
     assert after.run != before.run
 
 
+def test_a_run_of_another_name_is_evaluated_again_from_its_checkpoint(
+    tmp_path, trained, no_report, monkeypatch
+):
+    steps = []
+    monkeypatch.setattr(StopOnBrokenLoss, "on_train_batch_start", lambda *_: steps.append("a step"))
+    before = of(compare(tmp_path, "methods=[emp]"), "emp")
+    assert len(steps) == 4
+    other = ("methods=[emp]", "name=other", "evaluation.probes=[knn10]")
+    after = of(compare(tmp_path, *other), "emp")
+    assert len(steps) == 4
+    assert after.probe.tolist() == ["knn10"]
+    assert after.run.tolist() == before.run.tolist()
+    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    assert OmegaConf.load(folder / "config.yaml").name == "other"
+
+
 @pytest.mark.slow
 def test_more_seeds_and_other_probes(tmp_path, trained, no_report):
     simclr = compare(tmp_path).query("method == 'simclr'").iloc[0]
@@ -279,8 +295,15 @@ def test_snapshots_are_points_of_one_training(tmp_path, trained):
 
 
 def test_points_in_the_course_of_a_run(tmp_path, trained):
-    rows = of(compare(tmp_path, "methods=[emp]", "evaluate_every=0.25"), "emp").set_index("steps")
+    """They are evaluated by quick, the end by the study's own probes and views."""
+    every = of(compare(tmp_path, "methods=[emp]", "evaluate_every=0.25"), "emp")
     assert trained == ["emp"]
+    course = every[every.schedule == "course"]
+    assert set(course.protocol) == {"quick"}
+    assert set(course["view"]) == {"whole", "dense"}
+    assert set(course.probe) == {"linear", "online linear", "knn", "knn10"}
+    assert every.protocol.iloc[-1] == "custom"
+    rows = every[(every["view"] == "whole") & (every.probe == "knn")].set_index("steps")
     assert rows.index.tolist() == [1, 2, 3, 4]
     assert rows.schedule.tolist() == ["course"] * 3 + ["fitted"]
     assert rows.epoch.tolist() == [0.25, 0.5, 0.75, 1]
@@ -295,8 +318,8 @@ def test_points_in_the_course_of_a_run(tmp_path, trained):
     assert "schedule course" not in (tmp_path / "table.md").read_text()
     again = of(compare(tmp_path, "methods=[emp]", "evaluate_every=0.5"), "emp")
     assert trained == ["emp"]
-    assert again.steps.tolist() == [2, 4]
-    assert again.top1.tolist() == rows.top1[[2, 4]].tolist()
+    expected = every[every.steps.isin([2, 4])]
+    pd.testing.assert_frame_equal(again.reset_index(drop=True), expected.reset_index(drop=True))
 
 
 def test_equal_minutes_are_measured_once_and_fitted(tmp_path, trained, no_report, monkeypatch):

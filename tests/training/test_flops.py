@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from emp_plugin.solo_learn import backbone_of, build_method
-from emp_plugin.training.flops import training_flops
+from emp_plugin.training import flops
+from emp_plugin.training.flops import flops_of_steps, training_flops
 
 
 def forward_flops(parts, x):
@@ -54,3 +55,15 @@ def test_counting_leaves_the_random_numbers_alone(config):
     before = torch.get_rng_state()
     training_flops(config("digits/simclr", "seed=11"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_training_counts_the_images_of_all_processes(config, monkeypatch):
+    monkeypatch.setattr(flops, "training_flops", lambda cfg: 1000)
+    settings = ("optimizer.batch_size=8", "accumulate_grad_batches=3")
+    assert flops_of_steps(config("digits/emp", *settings), 5) == 1000 * 5 * 8 * 3
+    assert flops_of_steps(config("digits/emp", *settings, "devices=2"), 5) == 1000 * 5 * 8 * 3 * 2
+    every = (*settings, "devices=auto")
+    assert flops_of_steps(config("digits/emp", *every), 5) is None
+    assert flops_of_steps(config("digits/emp", *every, "accelerator=cpu"), 5) == 1000 * 5 * 8 * 3
+    monkeypatch.setattr(flops, "training_flops", lambda cfg: None)
+    assert flops_of_steps(config("digits/emp"), 5) is None

@@ -1,9 +1,10 @@
-"""On which images a checkpoint is probed."""
+"""On which images a checkpoint is probed, and where its rows go."""
 
 import pytest
 from omegaconf import OmegaConf
 
-from emp_plugin.config import Probe, check_config
+from emp_plugin.config import Evaluation, Probe, check_config
+from emp_plugin.config.checks import check_evaluation
 from emp_plugin.errors import UserError
 from emp_plugin.training import probing
 
@@ -70,3 +71,26 @@ def test_patches_larger_than_the_other_images_are_named_before_anything_is_probe
         "32x32: set evaluation.views",
     ):
         probing.probe_checkpoint(probe)
+
+
+def test_what_differs_in_an_evaluation_has_a_file_of_its_own():
+    def name(**values):
+        cfg = OmegaConf.merge(OmegaConf.structured(Evaluation), values)
+        check_evaluation(cfg)
+        return probing._evaluation_name(cfg)
+
+    assert name() == "standard"
+    assert name(protocol="quick") == "quick"
+    views = {"views": ["whole", "bag"], "probes": ["knn"]}
+    assert name(**views) == "knn-whole-bag-16plain"
+    assert name(**views, bag_patches=4, bag_augmented=True) == "knn-whole-bag-4augmented"
+    others = [
+        {"linear": {"epochs": 10}},
+        {"linear": {"epochs": 20}},
+        {"mlp": {"hidden": 64}},
+        {"dense_scale": 1.5},
+        {"label_fractions": [0.1]},
+    ]
+    names = [name(**other) for other in others]
+    assert len({"standard", *names}) == 6
+    assert name(dense_scale=1.5) == names[3]

@@ -333,11 +333,13 @@ def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe,
         "data.fraction=0.06",
     ]
     assert main.main(command(f"{probe}/digits", "emp", *settings)) == 0
-    rows = pd.read_csv(finished / f"{probes}-bag-2plain-digits-last.csv")
+    (path,) = finished.glob(f"{probes}-bag-2plain-*-digits-last.csv")
+    rows = pd.read_csv(path)
     whole = pd.read_csv(finished / "evaluation.csv")
     whole = whole[whole.probe.isin(rows.probe.unique())].reset_index(drop=True)
-    columns = ["model", "features", "view", "top1", "top5"]
+    columns = ["model", "features", "view", "top1", "top5", "flops", "identity"]
     pd.testing.assert_frame_equal(rows[columns], whole[columns])
+    assert rows.flops.notna().all()
 
 
 def test_nan_loss_stops_with_advice(tmp_path, capsys):
