@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emp_plugin.errors import UserError
 from emp_plugin.training.callbacks import StopOnBrokenLoss
+from emp_plugin.training.data import PretrainData
 from emp_plugin.training.probing import fresh_method
 from emp_plugin.transforms import BatchMultiPatch
 
@@ -189,6 +190,44 @@ def test_a_step_does_not_wait(gpu, config, chunk):
     assert torch.equal(made.detach().inner, loss.detach())
     for p, q in zip(there.parameters(), model.parameters()):
         assert torch.equal(p.grad.inner, q.grad)
+
+
+@pytest.mark.parametrize(("free", "stay"), [(10, True), (9.99, False)])
+def test_images_stay_on_the_gpu_where_they_fit(gpu, digits, monkeypatch, free, stay):
+    """In a tenth of its free memory. Steps then send none, and their views are the same bits."""
+    train, _ = digits
+    monkeypatch.setattr("emp_plugin.training.data.batches_trained", lambda trainer: 0)
+    memory = int(free * train.images.nbytes), 10**12
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the loader pins no memory
+    view = BatchMultiPatch(num_patches=2, patch_size=16, output_size=16)
+
+    def steps(device):
+        data = PretrainData(train, None, [view], 8, 0, stacked=True)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(
+            limit_train_batches=1.0, global_rank=0, world_size=1, strategy=strategy
+        )
+        loader = data.train_dataloader()
+        return data, [batch for batch, _ in zip(loader, range(3))]
+
+    here, batches = steps("cpu")
+    with gpu():
+        there, sent = steps("cuda:0")
+    assert [batch.images is None for batch in sent] == [stay] * 3
+    assert waits == (["copy to cuda"] if stay else [])  # once, before the first step
+    waits.clear()
+    for batch, ours in zip(batches, sent):
+        expected = here.on_after_batch_transfer(batch, 0)
+        with gpu():
+            ours = tree_map_only(torch.Tensor, Pretended, ours)
+            indices, x, targets = there.on_after_batch_transfer(ours, 0)
+        assert torch.equal(x.inner, expected[1])
+        assert torch.equal(indices.inner, expected[0])
+        assert torch.equal(targets.inner, expected[2])
+    assert not waits
+    there.teardown("fit")
+    assert there.images is None
 
 
 def test_a_broken_loss_is_found_without_waiting(gpu):

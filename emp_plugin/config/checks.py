@@ -15,6 +15,7 @@ from emp_plugin.transforms import PatchAugmentation, augmentation_from_config
 
 CUSTOM = "custom"  # the protocol of an evaluation with views or probes of its own
 PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
+COMPILE = ("off", "default", "reduce-overhead")  # the latter two are torch.compile's modes
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
 
 
@@ -126,6 +127,15 @@ def _check_training(cfg: DictConfig) -> None:
         "be a whole number, at least 1",
     )
     _must(cfg, "knn_eval.k", _at_least_1, "be at least 1")
+    if cfg.performance.compile == "False":  # what YAML makes of off
+        cfg.performance.compile = "off"
+    _must(
+        cfg, "performance.compile", lambda mode: mode in COMPILE, f"be one of {', '.join(COMPILE)}"
+    )
+    _require(
+        cfg.performance.compile == "off" or not cfg.method_kwargs.get("patch_chunk"),
+        "performance.compile does not go with method_kwargs.patch_chunk: set one of them only",
+    )
 
 
 def _check_optimisation(cfg: DictConfig) -> None:

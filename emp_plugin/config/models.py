@@ -113,6 +113,8 @@ class TensorBoard:
 @dataclass
 class Performance:
     disable_channel_last: bool = False
+    # torch.compile of backbone and head in training: off, default or reduce-overhead
+    compile: str = "off"
 
 
 @dataclass

@@ -41,7 +41,8 @@ class Batch(NamedTuple):
     """What travels to the device."""
 
     step: Step
-    images: Tensor | list[Tensor]  # uint8 (b, 3, H, W); or the views, if they are made already
+    # uint8 (b, 3, H, W); or the views, if they are made already; None: they are on the device
+    images: Tensor | list[Tensor] | None
     targets: Tensor  # (b,)
 
 
@@ -84,16 +85,17 @@ class StepSampler:
 
 
 class StepDataset(Dataset):
-    """Images fetched a whole :class:`Step` at a time."""
+    """Images fetched a whole :class:`Step` at a time; labels alone if images are on the device."""
 
-    def __init__(self, data: ImageData | ImageFiles):
-        self.data = data
+    def __init__(self, data: ImageData | ImageFiles, images_on_device: bool = False):
+        self.data, self.images_on_device = data, images_on_device
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, step: Step) -> Batch:
-        return Batch(step, self.data.fetch(step.indices), self.data.targets[step.indices])
+        images = None if self.images_on_device else self.data.fetch(step.indices)
+        return Batch(step, images, self.data.targets[step.indices])
 
 
 class EvaluationDataset(Dataset):

@@ -41,6 +41,25 @@ def backbone_of(method: nn.Module) -> nn.Module:
     return method.encoder if API == "1.0.2" else method.backbone
 
 
+def networks_of(method: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The networks of a method's training step, the online ones and the teacher's.
+
+    Each list is in the order that an image goes through, and empty without a teacher. The parts
+    are the backbone, EMP's embedding layer, the projector and the predictor, if they have weights.
+    """
+    names = "encoder" if API == "1.0.2" else "backbone", "embedder", "projector", "predictor"
+    online, teacher = (
+        [
+            part
+            for name in names
+            if isinstance(part := getattr(method, prefix + name, None), nn.Module)
+            and any(True for _ in part.parameters())
+        ]
+        for prefix in ("", "momentum_")
+    )
+    return online, teacher
+
+
 __all__ = [
     "API",
     "METHODS",
@@ -51,6 +70,7 @@ __all__ = [
     "backbone_of",
     "build_method",
     "installed",
+    "networks_of",
     "pl",
     "processes",
     "split_settings",

@@ -1,4 +1,4 @@
-"""Batches for Lightning: uint8 images travel once, views are made where the model is."""
+"""Batches for Lightning: uint8 images travel, views are made where the model is."""
 
 from collections.abc import Callable
 
@@ -26,6 +26,14 @@ from emp_plugin.transforms import BatchMultiPatch, MultiPatchTransform, PatchAug
 def image_transform(augmentation: PatchAugmentation) -> Callable[[Image.Image], list[Tensor]]:
     """solo-learn's own transforms; for patches, which it does not know, our reference pipeline."""
     return solo_transform(augmentation) or MultiPatchTransform.from_augmentation(augmentation)
+
+
+def fit_on(device: torch.device, images: Tensor) -> bool:
+    """Whether a GPU holds all images for good, so that no step sends any: in a tenth of its memory.
+
+    It is the free memory that counts.
+    """
+    return device.type == "cuda" and 10 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 class PretrainData(pl.LightningDataModule):
@@ -62,6 +70,7 @@ class PretrainData(pl.LightningDataModule):
         self.views, self.stacked, self.on_device = views, stacked, on_device
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.resumed_batches = 0
+        self.images: Tensor | None = None  # all of the training set, if the GPU holds them
 
     def state_dict(self) -> dict[str, int]:
         return {"batches": self._batches()}
@@ -90,11 +99,17 @@ class PretrainData(pl.LightningDataModule):
             self.trainer.world_size,
         )
         if self.on_device:
-            dataset = StepDataset(self.train)
+            device = self.trainer.strategy.root_device
+            fit = isinstance(self.train, ImageData) and fit_on(device, self.train.images)
+            self.images = self.train.images.to(device) if fit else None
+            dataset = StepDataset(self.train, images_on_device=fit)
         else:
             transforms = [image_transform(view.augmentation) for view in self.views]
             dataset = ViewDataset(self.train, transforms, self.seed)
         return self._loader(dataset, batch_sampler=self.sampler)
+
+    def teardown(self, stage: str) -> None:
+        self.images = None  # the evaluation may need the memory
 
     def val_dataloader(self):
         if self.validation is None:
@@ -124,6 +139,8 @@ class PretrainData(pl.LightningDataModule):
         # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
         place = step.epoch, step.step, self.trainer.global_rank
         torch.manual_seed(generator(self.seed, LAYERS, *place).initial_seed())
+        if images is None:
+            images = self.images[step.indices]
         if not self.on_device:
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
         global_batch = self.batch_size * self.trainer.world_size

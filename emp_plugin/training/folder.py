@@ -59,6 +59,8 @@ def identity(cfg: DictConfig) -> str:
     settings = OmegaConf.to_container(cfg, resolve=True)
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     settings["precision"] = str(settings.get("precision"))
+    if settings["performance"].get("compile") == "off":
+        del settings["performance"]["compile"]  # as before there was such a setting
     own = settings["data"]["dataset"] == "custom"
     left_out = PLACES - {"train_path"} if own else PLACES
     data = settings["data"].items()

@@ -23,6 +23,7 @@ from emp_plugin.training.callbacks import (
     Progress,
     StopOnBrokenLoss,
 )
+from emp_plugin.training.compiled import Compiled
 from emp_plugin.training.data import PretrainData
 from emp_plugin.training.flops import training_flops
 from emp_plugin.training.folder import (
@@ -113,6 +114,8 @@ def fit(
     )
     timer = pl.callbacks.Timer()
     trainer.callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
+    if cfg.performance.compile != "off":
+        trainer.callbacks.append(Compiled(cfg.performance.compile))
     if cfg.checkpoint.enabled:
         trainer.callbacks.append(
             Checkpoints(
@@ -196,6 +199,7 @@ def summarise(
         "patches": patches,
         "flops": flops,
         "collapsed": gauge.collapsed_at is not None,
+        "compiled": any(isinstance(c, Compiled) and c.forwards for c in trainer.callbacks),
         "identity": identity(cfg),
         "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1),
@@ -293,7 +297,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
     defaults = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)}
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_epochs=cfg.max_epochs,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
@@ -305,6 +309,12 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Trainer: {error}") from error
+    if trainer.world_size > 1 and cfg.performance.compile != "off":
+        raise UserError(
+            "performance.compile is for one device: with several, leave it off "
+            "(what their BatchNorm exchanges has not been tried with it)"
+        )
+    return trainer
 
 
 def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
