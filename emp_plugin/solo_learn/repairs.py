@@ -20,13 +20,17 @@ from emp_plugin.errors import UserError
 from emp_plugin.evaluation.probes import nearest, vote, votes_of
 
 MODULES = (
+    "losses.vicreg",
     "methods.base",
     "methods.dino",
     "methods.linear",
+    "methods.ressl",
+    "methods.simclr",
     "methods.swav",
     "utils.knn",
     "utils.lars",
     "utils.metrics",
+    "utils.momentum",
 )
 # what 1.0.2 calls a method's modules, and 1.0.6
 NAMES_OF_1_0_6 = {"encoder": "backbone", "momentum_encoder": "momentum_backbone"}
@@ -125,10 +129,10 @@ def allow_no_labels(solo: SimpleNamespace) -> None:
     def of_labels(original):
         def shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
             out = original(self, X, targets)
-            labelled = (targets >= 0).any()
-            for name, value in {"loss": 0.0, "acc1": torch.nan, "acc5": torch.nan}.items():
-                if name in out:  # a momentum network without a classifier has none of them
-                    out[name] = torch.where(labelled, out[name], value)
+            if "loss" in out:  # a momentum network without a classifier has none of them
+                none = (targets < 0).all()
+                for name, value in {"loss": 0.0, "acc1": torch.nan, "acc5": torch.nan}.items():
+                    out[name] = out[name].masked_fill(none, value)
             return out
 
         return shared_step

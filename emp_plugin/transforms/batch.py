@@ -295,7 +295,7 @@ def _send(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         return tensors
     # the wider numbers first, so that all of them lie at multiples of their size
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
-    parts = [tensors[i].flatten().view(torch.uint8) for i in order]
+    parts = [tensors[i].flatten().contiguous().view(torch.uint8) for i in order]
     packed = torch.cat(parts)
     if device.type == "cuda":
         packed = packed.pin_memory()

@@ -5,7 +5,7 @@ the costly hue rotation takes all patches at once, and the others before and aft
 These are one formula with coefficients per patch.
 """
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor

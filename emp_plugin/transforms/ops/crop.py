@@ -152,7 +152,7 @@ def resample_weights(plan: list[Tensor], source: int, output: int, interpolation
     else:
         near = (1.5 * distance - 2.5) * distance * distance + 1
         far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+        weights = torch.where(distance < 1, near, far * (distance < 2))
     weights = weights * ((pixel >= 0) & (pixel < length))
     weights = weights / weights.sum(-1, keepdim=True)
     # The margins take the pixels beyond the axis, whose weight is 0.
