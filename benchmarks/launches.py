@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from pretended_gpu import PretendedGPU, pretending, to_the_gpu
 from rich.console import Console
 from rich.table import Table
 from torch.utils._pytree import tree_map_only
@@ -33,6 +32,7 @@ from emp_plugin.solo_learn import pl
 from emp_plugin.training.data import PretrainData
 from emp_plugin.training.probing import fresh_method
 from emp_plugin.training.run import build_loggers, build_trainer, fit
+from pretended_gpu import PretendedGPU, pretending, to_the_gpu
 
 automatic = import_module(f"{pl.__name__}.loops.optimization.automatic")
 call = import_module(f"{pl.__name__}.trainer.call")
@@ -53,6 +53,18 @@ PHASES = (
 PARTS = ("encoder", "backbone", "embedder", "projector", "predictor", "prototypes")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NO_LAUNCH = ALLOCATIONS + ("_unsafe_view", "_reshape_alias", "lift_fresh", "set_", "detach_")
+# goals, which a test watches: calls for the views of one augmentation; all others' share of the
+# network's calls
+VIEWS = 120
+MOST = {
+    "emp": 1.0,
+    "emp_native": 1.0,
+    "simclr": 0.7,
+    "byol": 0.6,
+    "vicreg": 0.75,
+    "swav": 0.8,
+    "ressl": 0.65,
+}
 STEP = 2  # counted; the steps before set up the optimiser and Lightning's means
 
 

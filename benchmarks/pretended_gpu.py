@@ -217,10 +217,10 @@ def pretending(gpu: PretendedGPU) -> Iterator[PretendedGPU]:
     supported = [*optimizer._foreach_supported_types, Pretended]
     with (
         gpu.casts,
-        mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
-        mock.patch.object(torch.cuda, "get_rng_state", lambda device: torch.zeros(1)),
-        mock.patch.object(torch.cuda, "set_rng_state", lambda state, device: None),
-        mock.patch.object(torch.cuda, "current_stream", lambda: stream),
+        mock.patch.object(torch.cuda, "_lazy_init", return_value=None),
+        mock.patch.object(torch.cuda, "get_rng_state", return_value=torch.zeros(1)),
+        mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
+        mock.patch.object(torch.cuda, "current_stream", return_value=stream),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: gpu.pin(tensor)),
         mock.patch.object(torch.autocast, "__init__", autocast_of_the_cpu),
         mock.patch.object(torch, "tensor", tensor_on),

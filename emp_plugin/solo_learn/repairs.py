@@ -108,12 +108,16 @@ def repair_knn(solo: SimpleNamespace) -> None:
 def allow_few_classes(solo: SimpleNamespace) -> None:
     """With fewer than 5 classes, top-5 is the top of all.
 
-    The momentum classifier and LinearModel ask for the top 5 of any number, which fails.
+    The momentum classifier and LinearModel ask for the top 5 of any number, which fails. Here all
+    accuracies come from one running sum, in half as many calls; the bits are the same.
     """
-    original = solo.metrics.accuracy_at_k
 
-    def accuracy_at_k(outputs: Tensor, targets: Tensor, top_k=(1, 5)):
-        return original(outputs, targets, [min(k, outputs.size(1)) for k in top_k])
+    @torch.no_grad()
+    def accuracy_at_k(outputs: Tensor, targets: Tensor, top_k=(1, 5)) -> list[Tensor]:
+        top_k = [min(k, outputs.size(1)) for k in top_k]
+        hits = outputs.topk(max(top_k), 1).indices == targets[:, None]
+        shares = hits.sum(0, dtype=torch.float).cumsum(0).mul_(100.0 / len(targets))
+        return [shares[k - 1 : k] for k in top_k]
 
     for module in (solo.metrics, solo.base, solo.linear):
         module.accuracy_at_k = accuracy_at_k

@@ -64,7 +64,8 @@ class Checkpoints(pl.Callback):
     A checkpoint is of the moment between two steps. It is written when the next batch is about to
     be trained on, or training ends. The end of a batch would be too early: Lightning calls a
     callback's hook before the module's (momentum networks), and logs after both. SIGTERM, SIGINT
-    and, under SLURM, the signal that asks to requeue are answered at the same moment.
+    and, under SLURM, the signal that asks to requeue are answered at the same moment, with several
+    processes a step later: then all of them know.
 
     Args:
         folder: of the run.

@@ -74,9 +74,8 @@ class CollapseGauge(pl.Callback):
     """
 
     EVERY = 5
-
-    # Below either in all looks of that many steps is a collapse. Runs that learn were below the first
-    # for 19 steps at most, and never below 1.5 in rank (docs/is-it-learning.md).
+    # Below either in all looks of PATIENCE steps is a collapse. Runs that learn were below the
+    # first for 19 steps at most, and never below 1.5 in rank (docs/is-it-learning.md).
     MIN_STD = 0.18
     MIN_RANK = 1.2
     PATIENCE = 40
@@ -113,7 +112,8 @@ class CollapseGauge(pl.Callback):
         step = trainer.global_step + 1
         self.logs = is_logged(trainer, step)
         looks = self.logs or step % self.EVERY == 0
-        self.outputs, self.values, self.images = [] if looks else None, None, len(batch[0])
+        self.outputs = [] if looks else None
+        self.values, self.images = None, len(batch[0])
 
     def on_before_backward(
         self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor
