@@ -14,6 +14,7 @@ from torch.distributed.nn.functional import all_gather
 
 from emp_plugin.losses import at_least_float32, emp_ssl_loss
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
+from emp_plugin.solo_learn.schedules import is_logged
 
 PRESETS = {  # the two columns of the paper: its published code and its text
     "code": {"embedding_dim": 4096, "proj_hidden_dim": 4096, "proj_output_dim": 1024},
@@ -162,22 +163,24 @@ class EMP(BaseMethod):
         count = labelled.sum()
         entropies = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum")
         class_loss = entropies / count.clamp_min(1)
-        accuracy = 100 * (logits.argmax(-1) == targets).sum() / count  # NaN without any label
 
         if self.knn_eval:  # solo-learn's online k-NN, which validation queries
             self.knn(train_features=h.mean(0).detach()[labelled], train_targets=targets[labelled])
 
-        logged = {
-            "train_loss": out.loss,
-            "train_coding_rate": out.coding_rate,
-            "train_invariance": out.invariance,
-            "train_class_loss": class_loss,
-            "train_acc1": accuracy,
-        }
-        # One reduction for all. Lightning's sync_dist reduces each by itself, behind a barrier that
-        # the host waits at.
-        values = mean_over_processes(torch.stack([value.detach() for value in logged.values()]))
-        self.log_dict(dict(zip(logged, values)))
+        trainer = self._trainer  # None: not in Lightning's hands
+        if trainer is None or is_logged(trainer, trainer.global_step + 1):
+            accuracy = 100 * (logits.argmax(-1) == targets).sum() / count  # NaN without any label
+            logged = {
+                "train_loss": out.loss,
+                "train_coding_rate": out.coding_rate,
+                "train_invariance": out.invariance,
+                "train_class_loss": class_loss,
+                "train_acc1": accuracy,
+            }
+            # One reduction for all. Lightning's sync_dist reduces each by itself, behind a barrier
+            # that the host waits at.
+            values = [value.detach() for value in logged.values()]
+            self.log_dict(dict(zip(logged, mean_over_processes(torch.stack(values)))))
         return out.loss + class_loss
 
 

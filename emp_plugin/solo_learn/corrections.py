@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from emp_plugin.solo_learn.schedules import STEPWISE, per_step, steps_of
+from emp_plugin.solo_learn import lars
+from emp_plugin.solo_learn.schedules import STEPWISE, is_logged, per_step, steps_of
 
 
 def apply_corrections(solo: SimpleNamespace, api: str) -> None:
@@ -87,9 +88,10 @@ def wait_for_swavs_queue(solo: SimpleNamespace) -> None:
 
     def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:
         size = self.queue_size
-        begun = size > 0 and self.current_epoch >= self.epoch_queue_starts
-        if begun and not self.queue[0, -1].any():
-            self.queue_size = 0
+        if size > 0:  # counted: the host would wait for a look at its last row
+            batches = self.trainer.global_step * self.trainer.accumulate_grad_batches
+            if batches * len(preds[0]) < self.queue.shape[1]:
+                self.queue_size = 0
         try:
             return original(self, preds)
         finally:
@@ -105,7 +107,7 @@ def move_tau_by_step(solo: SimpleNamespace) -> None:
     epochs early, it would never come near 1.
     """
     cls = solo.base.BaseMomentumMethod
-    original_start, original_end = cls.on_train_start, cls.on_train_batch_end
+    original_start = cls.on_train_start
 
     def set_tau(self) -> None:
         self.momentum_updater.update_tau(self.trainer.global_step, steps_of(self.trainer)[0])
@@ -116,58 +118,100 @@ def move_tau_by_step(solo: SimpleNamespace) -> None:
         self.last_step = self.trainer.global_step
         set_tau(self)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        original_end(self, *args, **kwargs)
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int, _: int = 0) -> None:
+        step = self.trainer.global_step
+        if step > self.last_step:
+            for pair in self.momentum_pairs:
+                self.momentum_updater.update(*pair)
+            if is_logged(self.trainer, step):
+                self.log("tau", torch.full((), self.momentum_updater.cur_tau, device=self.device))
+        self.last_step = step
         set_tau(self)
 
     cls.on_train_start, cls.on_train_batch_end = on_train_start, on_train_batch_end
 
 
 def step_lars_at_once(solo: SimpleNamespace) -> None:
-    """LARSWrapper of 1.0.2 scales the new gradients, and all weights of a group in one call.
+    """All weights in a few calls, without a wait for a GPU; see :mod:`lars`.
 
-    As published it scales before it calls the closure in which Lightning computes them. So it
-    scales those of the step before (none, after zero_grad) and uses the new ones raw, without
-    weight decay.
+    That of 1.0.2 then scales the gradients that it is called for.
+    """
+    if hasattr(solo.lars, "LARS"):
+        solo.lars.LARS.step = lars.step_of_1_0_6
+    else:
+        solo.lars.LARSWrapper.step = lars.step_of_1_0_2
 
-    It also scales one weight after the other and asks three times for each whether a norm is zero.
-    The host waits for every answer, and a GPU stands idle. On a CPU the bits are the same.
+
+def update_teachers_at_once(solo: SimpleNamespace) -> None:
+    """A momentum network's update takes all of its weights in three calls; the bits are the same.
+
+    solo-learn's takes three for each weight.
     """
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        decays = [group.get("weight_decay", 0) for group in self.optim.param_groups]
-        for group, decay in zip(self.optim.param_groups, decays):
-            params = [
-                p
-                for p in group["params"]
-                if p.grad is not None and (p.ndim != 1 or not self.exclude_bias_n_norm)
-            ]
-            if params:
-                scale(self, params, group["lr"], decay)
-            group["weight_decay"] = 0  # it is in the gradients
-        self.optim.step()
-        for group, decay in zip(self.optim.param_groups, decays):
-            group["weight_decay"] = decay
-        return loss
+    def update(self, online_net: nn.Module, momentum_net: nn.Module) -> None:
+        online, momentum = list(online_net.parameters()), list(momentum_net.parameters())
+        if momentum:
+            torch._foreach_mul_(momentum, self.cur_tau)
+            torch._foreach_add_(momentum, torch._foreach_mul(online, 1 - self.cur_tau))
 
-    def scale(self, params: list[Tensor], lr: float, decay: float) -> None:
-        gradients = [p.grad for p in params]
-        p_norm = torch.stack(torch._foreach_norm(params))
-        g_norm = torch.stack(torch._foreach_norm(gradients))
-        rate = (self.eta * p_norm) / (g_norm + p_norm * decay + self.eps)
-        if self.clip:
-            rate = (rate / lr).clamp(max=1)
-        # a gradient of zeros stays one, and that of a weight of zeros as it is
-        rate = torch.where(g_norm != 0, torch.where(p_norm != 0, rate, 1.0), 0.0)
-        torch._foreach_add_(gradients, torch._foreach_mul(params, decay))
-        torch._foreach_mul_(gradients, list(rate.unbind()))
+    solo.momentum.MomentumUpdater.update = update
 
-    solo.lars.LARSWrapper.step = step
+
+def take_vicregs_covariances_without_waiting(solo: SimpleNamespace) -> None:
+    """The elements off the diagonal are a view, where solo-learn selects them by a mask.
+
+    The host would wait for their number. The bits are the same on a CPU.
+    """
+
+    def off_diagonal(matrix: Tensor) -> Tensor:
+        """All elements but the diagonal's, row by row."""
+        size = len(matrix)
+        return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(-1)
+
+    def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
+        images, width = z1.shape
+        centred = [z - z.mean(dim=0) for z in (z1, z2)]
+        first, second = (off_diagonal((z.T @ z) / (images - 1)) for z in centred)
+        return first.pow(2).sum() / width + second.pow(2).sum() / width
+
+    solo.vicreg.covariance_loss = covariance_loss
+
+
+def move_ressls_queue_without_waiting(solo: SimpleNamespace) -> None:
+    """The place in the queue stays on the device, where solo-learn asks for it in every step."""
+
+    @torch.no_grad()
+    def dequeue_and_enqueue(self, k: Tensor) -> None:
+        k = solo.ressl.gather(k)
+        assert self.queue_size % len(k) == 0
+        rows = torch.arange(len(k), device=k.device) + self.queue_ptr
+        self.queue.index_copy_(0, rows, k.to(self.queue.dtype))
+        self.queue_ptr.add_(len(k)).remainder_(self.queue_size)
+
+    solo.ressl.ReSSL.dequeue_and_enqueue = dequeue_and_enqueue
+
+
+def make_simclrs_zero_without_waiting(solo: SimpleNamespace) -> None:
+    """The number of further positives that SimCLR of 1.0.2 logs, 0 without labels, is no copy.
+
+    Copied to a GPU in every step, the host waits for it.
+    """
+    cls = solo.simclr.SimCLR
+    original = cls.training_step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.multicrop or self.supervised:
+            return original(self, batch, batch_idx)
+        out = super(cls, self).training_step(batch, batch_idx)
+        z1, z2 = (self.projector(features) for features in out["feats"])
+        nce_loss = solo.simclr.simclr_loss_func(z1, z2, temperature=self.temperature)
+        zero = torch.zeros((), device=nce_loss.device)
+        metrics = {"train_nce_loss": nce_loss, "train_n_positives": zero}
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+        return nce_loss + out["loss"]
+
+    cls.training_step = training_step
 
 
 def keep_prototypes_at_length_one(solo: SimpleNamespace) -> None:
@@ -191,5 +235,9 @@ CORRECTIONS = (
     count_swavs_epochs_in_fractions,
     wait_for_swavs_queue,
     move_tau_by_step,
+    step_lars_at_once,
+    update_teachers_at_once,
+    take_vicregs_covariances_without_waiting,
+    move_ressls_queue_without_waiting,
 )
-CORRECTIONS_OF_1_0_2 = (step_lars_at_once, keep_prototypes_at_length_one)
+CORRECTIONS_OF_1_0_2 = (keep_prototypes_at_length_one, make_simclrs_zero_without_waiting)

@@ -47,6 +47,15 @@ def steps_of(trainer: Any) -> tuple[int, int]:
     return int(total), math.ceil(batches / trainer.accumulate_grad_batches)
 
 
+def is_logged(trainer: Any, step: int) -> bool:
+    """Whether Lightning hands its loggers the values of the ``step``-th optimiser step.
+
+    Those of the others, unless they are summed over the epoch, go nowhere.
+    """
+    every = trainer.log_every_n_steps
+    return bool(every) and step % every == 0 or bool(trainer.fast_dev_run)
+
+
 def per_step(
     optimizer: Optimizer,
     name: str,

@@ -159,16 +159,6 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
         del cls.validation_epoch_end
 
 
-def accept_batch_end_without_loader_index(solo: SimpleNamespace) -> None:
-    """Lightning 2 calls the momentum's ``on_train_batch_end`` without its ``dataloader_idx``."""
-    original = solo.base.BaseMomentumMethod.on_train_batch_end
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0):
-        original(self, outputs, batch, batch_idx, dataloader_idx)
-
-    solo.base.BaseMomentumMethod.on_train_batch_end = on_train_batch_end
-
-
 def separate_dinos_clipping(solo: SimpleNamespace) -> None:
     """DINO's ``clip_gradients(clip)`` hides the one that Lightning 2 calls in every step."""
     original = solo.dino.DINO.clip_gradients
@@ -187,6 +177,5 @@ def separate_dinos_clipping(solo: SimpleNamespace) -> None:
 REPAIRS = (
     *repairs.REPAIRS,
     log_validation_by_hook,
-    accept_batch_end_without_loader_index,
     separate_dinos_clipping,
 )

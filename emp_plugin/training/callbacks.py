@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import pl
@@ -18,6 +19,7 @@ from emp_plugin.training.lightning import (
     align_step_count,
     epoch_sums,
     requeue_signal,
+    spare_broadcast_of_sigterm,
 )
 
 # where a checkpoint carries the run's configuration, and the sums behind its epoch's means
@@ -62,7 +64,8 @@ class Checkpoints(pl.Callback):
     A checkpoint is of the moment between two steps. It is written when the next batch is about to
     be trained on, or training ends. The end of a batch would be too early: Lightning calls a
     callback's hook before the module's (momentum networks), and logs after both. SIGTERM, SIGINT
-    and, under SLURM, the signal that asks to requeue are answered at the same moment.
+    and, under SLURM, the signal that asks to requeue are answered at the same moment, with several
+    processes a step later: then all of them know.
 
     Args:
         folder: of the run.
@@ -99,6 +102,7 @@ class Checkpoints(pl.Callback):
         self.saved_step = 0
         self.loss = torch.zeros(())
         self.signal = 0
+        self.asked: LateMaximum | None = None
         self.epoch_sums: dict[str, list[torch.Tensor]] = {}
 
     # what a checkpoint holds besides Lightning's own
@@ -119,6 +123,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.saved_at = time.monotonic()
+        spare_broadcast_of_sigterm(trainer)
         self.requeue_signal = requeue_signal(trainer)
         signals = [signal.SIGTERM, signal.SIGINT]
         if self.requeue_signal:
@@ -147,7 +152,7 @@ class Checkpoints(pl.Callback):
             due = time.monotonic() - self.saved_at >= self.min_seconds
             if trainer.strategy.reduce_boolean_decision(due):
                 self._save_last(trainer)
-        self._answer_signal(trainer)
+        self._answer_signal(trainer, self._signal_of_all(trainer))
 
     def on_train_batch_end(
         self,
@@ -165,7 +170,8 @@ class Checkpoints(pl.Callback):
         add_completed_epochs(trainer, -1)
         self._save_last(trainer, epoch)
         add_completed_epochs(trainer, 1)
-        self._answer_signal(trainer)
+        self._signal_of_all(trainer)
+        self._answer_signal(trainer, self._signal_of_all(trainer))
 
     def _save_last(self, trainer: pl.Trainer, epoch: int = 0) -> None:
         """Write ``last.ckpt``, and before it that of a completed epoch.
@@ -189,11 +195,18 @@ class Checkpoints(pl.Callback):
                 if old != path:
                     old.unlink()
 
-    def _answer_signal(self, trainer: pl.Trainer) -> None:
-        received = self.signal
-        if trainer.world_size > 1:  # one process's signal stops all of them, at the same step
-            number = torch.tensor(received, device=trainer.strategy.root_device)
-            received = int(trainer.strategy.reduce(number, reduce_op="max"))
+    def _signal_of_all(self, trainer: pl.Trainer) -> int:
+        """The signal that stops all processes, at the same step; 0: none.
+
+        With several processes it is one that any had at the call before.
+        """
+        if trainer.world_size == 1:
+            return self.signal
+        asked, device = self.asked, trainer.strategy.root_device
+        self.asked = LateMaximum(self.signal, device, trainer.global_step)
+        return asked.read() if asked else 0
+
+    def _answer_signal(self, trainer: pl.Trainer, received: int) -> None:
         if not received:
             return
         self._save_last(trainer)
@@ -230,6 +243,29 @@ class LateCopy(NamedTuple):
         if self.copied:
             self.copied.synchronize()
         return self.copy
+
+
+class LateMaximum:
+    """The greatest of all processes' numbers, to be read a step later without a wait.
+
+    Args:
+        number: this process's.
+        device: where the processes exchange numbers.
+        step: the trainer's.
+    """
+
+    def __init__(self, number: int, device: torch.device, step: int):
+        self.value = torch.full((), number, device=device)
+        self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
+        if self.value.is_cuda:
+            self.work.wait()  # the GPU's stream does, not the host
+            self.copy = LateCopy.of(self.value, step)
+
+    def read(self) -> int:
+        if self.value.is_cuda:
+            return int(self.copy.read())
+        self.work.wait()
+        return int(self.value)
 
 
 class StopOnBrokenLoss(pl.Callback):

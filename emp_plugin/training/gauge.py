@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emp_plugin.losses import at_least_float32
 from emp_plugin.solo_learn import pl
+from emp_plugin.solo_learn.schedules import is_logged
 from emp_plugin.training.callbacks import LateCopy
 
 
@@ -63,16 +64,18 @@ def gauges(z: Tensor) -> Tensor:
 
 
 class CollapseGauge(pl.Callback):
-    """Logs ``train_rank`` and ``train_std`` of every step, and says once that a run has collapsed.
+    """Logs ``train_rank`` and ``train_std``, and says once that a run has collapsed.
 
     A hook on the method's ``projector`` collects what it gives from the start of a batch to its
     backward pass; a method without one is left out. With several processes the figures are of the
-    first one's images. They are copied from the GPU as they are made and looked at one step late,
-    so that the host does not wait.
+    first one's images. They are taken in every fifth step and in those that are logged, as they
+    cost a GPU some twenty calls. They are copied from it as they are made and looked at one step
+    late, so that the host does not wait.
     """
 
-    # Below either for that many steps in a row is a collapse. Runs that learn were below the first
-    # for 19 steps at most, and never below 1.5 in rank (docs/is-it-learning.md).
+    EVERY = 5
+    # Below either in all looks of PATIENCE steps is a collapse. Runs that learn were below the
+    # first for 19 steps at most, and never below 1.5 in rank (docs/is-it-learning.md).
     MIN_STD = 0.18
     MIN_RANK = 1.2
     PATIENCE = 40
@@ -80,6 +83,7 @@ class CollapseGauge(pl.Callback):
     def __init__(self):
         self.collapsed_at: int | None = None  # the step at which it was said
         self.low_steps = 0
+        self.looked_at = 0  # the step of the look before
         self.outputs: list[Tensor] | None = None  # None: nothing is to be collected
         self.values: Tensor | None = None
         self.pending: LateCopy | None = None
@@ -94,6 +98,7 @@ class CollapseGauge(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         projector = getattr(module, "projector", None)
+        self.looked_at = trainer.global_step
         if isinstance(projector, torch.nn.Module):
             self.hook = projector.register_forward_hook(self._collect)
 
@@ -104,7 +109,11 @@ class CollapseGauge(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.outputs, self.values, self.images = [], None, len(batch[0])
+        step = trainer.global_step + 1
+        self.logs = is_logged(trainer, step)
+        looks = self.logs or step % self.EVERY == 0
+        self.outputs = [] if looks else None
+        self.values, self.images = None, len(batch[0])
 
     def on_before_backward(
         self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor
@@ -115,7 +124,8 @@ class CollapseGauge(pl.Callback):
             return
         rows = torch.cat(outputs)  # views, of b images each
         self.values = gauges(rows.unflatten(0, (-1, self.images)))
-        module.log_dict({"train_rank": self.values[0], "train_std": self.values[1]})
+        if self.logs:
+            module.log_dict({"train_rank": self.values[0], "train_std": self.values[1]})
 
     def on_train_batch_end(
         self,
@@ -142,7 +152,9 @@ class CollapseGauge(pl.Callback):
         if pending is None or self.collapsed_at is not None:
             return
         rank, std = pending.read().tolist()
-        self.low_steps = self.low_steps + 1 if std < self.MIN_STD or rank < self.MIN_RANK else 0
+        low = std < self.MIN_STD or rank < self.MIN_RANK
+        self.low_steps = self.low_steps + pending.step - self.looked_at if low else 0
+        self.looked_at = pending.step
         if self.low_steps < self.PATIENCE:
             return
         self.collapsed_at = pending.step

@@ -37,6 +37,14 @@ def add_completed_epochs(trainer: pl.Trainer, epochs: int) -> None:
         count.completed += epochs
 
 
+def spare_broadcast_of_sigterm(trainer: pl.Trainer) -> None:
+    """With several processes Lightning asks the first before every batch whether it had SIGTERM.
+
+    The host waits for the answer. Our own handler takes Lightning's place, so that it is always no.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
 def requeue_signal(trainer: pl.Trainer) -> int | None:
     """The signal by which SLURM asks a job to stop and be queued again; None elsewhere."""
     environment = trainer._accelerator_connector.cluster_environment

@@ -6,7 +6,6 @@ depend on the device, and which of them are blurred, greyed and so on is known w
 the accelerator. `make_patches` applies them to blocks of patches, in one straight line.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .augmentation import PatchAugmentation
-from .ops.blur import blur_radius, gaussian_blur
-from .ops.colour import HUE, color_jitter, grey, jitter_table, solarize
-from .ops.crop import crops, resize, resized_crops
+from .ops.blur import blur_radius, gaussian_blur, gaussian_taps
+from .ops.colour import HUE, color_jitter, grey, jitter_matrices, jitter_table, solarize
+from .ops.crop import crops, first_pixels, resize, resized_crops, resized_crops_plan
 
 # Bytes of one float32 copy of a block. On a CPU a few such copies should stay in the last-level
 # cache, but much smaller blocks pay for more calls. On an accelerator blocks only bound the memory
@@ -206,7 +205,7 @@ def make_patches(
     n, b = params.flip.shape
     height, width = images.shape[-2:]
     size, interpolation = augmentation.output_size, augmentation.interpolation
-    blur = functools.partial(gaussian_blur, radius=blur_radius(augmentation.blur_sigma[1], size))
+    radius = blur_radius(augmentation.blur_sigma[1], size)
     device = images.device
 
     # A flipped crop is a crop of the mirrored image: mirroring b images is cheaper than flipping
@@ -226,11 +225,12 @@ def make_patches(
     boxes, hue_place = boxes[:, index], hue_place[index]
     one_size = bool((boxes[3:] == boxes[3:, :1]).all())
 
-    table = jitter_table(params.order, params.factors)
+    turns, table = params.factors[:, HUE, None], jitter_table(params.order, params.factors)
+    if device.type != "cpu":
+        table = jitter_matrices(table)
     scale = torch.tensor(augmentation.std).reciprocal()
     shift = -torch.tensor(augmentation.mean) * scale
-    scale, shift = _send(torch.stack((scale, shift)), device).view(2, 3, 1, 1)
-    device_boxes, table, index = (_send(tensor, device) for tensor in (boxes, table, index))
+    scale, shift = scale.view(3, 1, 1), shift.view(3, 1, 1)
 
     out = torch.empty(n * b, size, size, 3, device=device)
     block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
@@ -238,20 +238,37 @@ def make_patches(
     step = max(1, block_bytes // patch_bytes)
     for start in range(0, n * b, step):
         block = slice(start, start + step)
-        box, window = device_boxes[:, block], boxes[3:, block].amax(1).tolist()
+        box, window = boxes[:, block], boxes[3:, block].amax(1).tolist()
+        hue_counts = torch.bincount(hue_place[block], minlength=5).tolist()
+        changed = params.grey, params.blur, params.solarize
+        chosen = [which[block].nonzero()[:, 0] for which in changed]
         if one_size:
-            x = crops(source, *box[:3], *window)
+            crop = [first_pixels(source.shape, *box[:3])]
+        else:
+            crop = resized_crops_plan(source.shape, box, window, size, interpolation)
+        sigma = params.sigma[block][chosen[1]]
+        plan = [
+            index[block],
+            *chosen,
+            turns[block],
+            table[:, :, block],
+            gaussian_taps(sigma, radius),
+        ]
+        places, greyed, blurred, inverted, hues, blends, taps, own_scale, own_shift, *crop = _send(
+            [*plan, scale, shift, *crop], device
+        )
+        if one_size:
+            x = crops(source, *crop, *window)
             if window != [size, size]:
                 x = resize(x, size, interpolation)
         else:
-            x = resized_crops(source, box, window, size, interpolation)
-        hue_counts = torch.bincount(hue_place[block], minlength=5).tolist()
-        color_jitter(x, hue_counts, table[:, :, block])
-        _change(x, params.grey[block], _grey_image)
-        _change(x, params.blur[block], blur, params.sigma[block])
-        _change(x, params.solarize[block], solarize)
-        x.mul_(scale).add_(shift)
-        out.index_copy_(0, index[block], x.permute(0, 2, 3, 1).contiguous())
+            x = resized_crops(source, crop, window, size, interpolation)
+        color_jitter(x, hue_counts, hues, blends)
+        _change(x, greyed, _grey_image)
+        _change(x, blurred, gaussian_blur, taps)
+        _change(x, inverted, solarize)
+        x.mul_(own_scale).add_(own_shift)
+        out.index_copy_(0, places, x.permute(0, 2, 3, 1).contiguous())
     return out.view(n, b, size, size, 3).permute(0, 1, 4, 2, 3)
 
 
@@ -261,25 +278,30 @@ def _change(
     """Applies the operation to the chosen patches of x, in place.
 
     Args:
-        chosen: bool (k,), on the CPU.
-        parameters: further arguments of the operation, one entry per patch, on the CPU.
+        chosen: int64, which they are.
+        parameters: further arguments of the operation, one entry per chosen patch.
     """
-    index = chosen.nonzero()[:, 0]
-    if len(index):
-        parameters = [_send(parameter[index], x.device) for parameter in parameters]
-        index = _send(index, x.device)
-        x.index_copy_(0, index, operation(x[index], *parameters))
+    if len(chosen):
+        x.index_copy_(0, chosen, operation(x[chosen], *parameters))
 
 
 def _grey_image(x: Tensor) -> Tensor:
     return grey(x)[:, None].expand(-1, 3, -1, -1)
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """CPU tensor -> device, without waiting for it (which on CUDA needs pinned memory)."""
+def _send(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU tensors -> device, in one copy, without waiting for it (on CUDA: from pinned memory)."""
+    if device.type == "cpu":
+        return tensors
+    # the wider numbers first, so that all of them lie at multiples of their size
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
+    parts = [tensors[i].flatten().contiguous().view(torch.uint8) for i in order]
+    packed = torch.cat(parts)
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        packed = packed.pin_memory()
+    sent = packed.to(device, non_blocking=True).split([len(part) for part in parts])
+    made = {i: piece.view(tensors[i].dtype).view(tensors[i].shape) for i, piece in zip(order, sent)}
+    return [made[i] for i in range(len(tensors))]
 
 
 def _check_images(images: Tensor) -> None:

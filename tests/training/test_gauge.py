@@ -140,9 +140,14 @@ def test_training_is_the_same_without_the_gauge(tmp_path, monkeypatch, name):
 class Steps:
     """Drives the callback with projections made by hand, as a Trainer would."""
 
-    def __init__(self, gauge):
+    def __init__(self, gauge, log_every_n_steps=1):
         self.gauge = gauge
-        self.trainer = SimpleNamespace(global_step=0, is_global_zero=True)
+        self.trainer = SimpleNamespace(
+            global_step=0,
+            is_global_zero=True,
+            log_every_n_steps=log_every_n_steps,
+            fast_dev_run=False,
+        )
         self.module = nn.Module()
         self.module.projector = nn.Identity()
         self.module.log_dict = lambda values: None
@@ -181,6 +186,20 @@ def test_a_collapse_is_said_once_and_late_by_a_step(capsys):
     assert line.startswith(f"warning: the projections have collapsed at step {5 + gauge.PATIENCE}")
     assert "optimizer.lr" in line
     assert gauge.collapsed_at == 5 + gauge.PATIENCE
+
+
+def test_it_looks_at_every_fifth_step_and_at_those_that_are_logged():
+    steps, logged, looked = Steps(gauge := CollapseGauge(), log_every_n_steps=7), [], []
+    steps.module.log_dict = lambda values: logged.append(steps.trainer.global_step + 1)
+    for step in range(1, 22):
+        steps.make(healthy())
+        looked += [step] if gauge.values is not None else []
+    assert logged == [7, 14, 21]
+    assert looked == [5, 7, 10, 14, 15, 20, 21]
+    steps = Steps(gauge := CollapseGauge(), log_every_n_steps=0)
+    for _ in range(gauge.PATIENCE + 1):
+        steps.make(collapsed())
+    assert gauge.collapsed_at == gauge.PATIENCE
 
 
 def test_a_short_dip_is_no_collapse(capsys):

@@ -6,6 +6,7 @@ Run as a script, this file is those processes.
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from emp_plugin.config import read_config
 from emp_plugin.losses import emp_ssl_loss
 from emp_plugin.methods import emp
 from emp_plugin.solo_learn import backbone_of
+from emp_plugin.training.callbacks import Checkpoints
 from emp_plugin.training.probing import fresh_method
 from support import ROOT, SCRIPTS
 from support.runs import TINY, TINY_EMP, command, the_run
@@ -119,6 +121,32 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
+def stop_the_second(rank, step, note):
+    """SIGTERM for process 1 in a step; notes the collectives before it that a host waits at."""
+    waited, original = [], Checkpoints.on_train_batch_end
+
+    def watched(name, collective):
+        def call(*args, **kwargs):
+            if not kwargs.get("async_op"):
+                waited.append(name)
+            return collective(*args, **kwargs)
+
+        return call
+
+    def on_train_batch_end(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == 1:
+            waited.clear()  # of the start
+        if trainer.global_step == step:
+            Path(f"{note}.{rank}").write_text(json.dumps(waited))
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    for name in ("all_reduce", "broadcast", "barrier"):
+        setattr(dist, name, watched(name, getattr(dist, name)))
+    Checkpoints.on_train_batch_end = on_train_batch_end
+
+
 def process(rank, size, port, job, out):
     torch.set_num_threads(1)
     os.environ |= {
@@ -129,6 +157,8 @@ def process(rank, size, port, job, out):
     }
     if job:
         emp._dense = without_batchnorm
+        if out:
+            stop_the_second(rank, 3, out)
         sys.exit(main_pretrain.main(job))
     dist.init_process_group("gloo", rank=rank, world_size=size)
     results = {
@@ -150,7 +180,7 @@ def start(size, job=None, out=None):
         one.start()
     for one in processes:
         one.join()
-    assert [one.exitcode for one in processes] == [0] * size
+    assert [one.exitcode for one in processes] == [1 if job and out else 0] * size
 
 
 def main(folder):
@@ -172,6 +202,15 @@ def main(folder):
             checkpoint = the_run(Path(folder, first)) / "epoch\\=1.ckpt"
             settings.append(f"resume_from_checkpoint={checkpoint}")
         start(size, command("pretrain", "digits/emp", *settings))
+    settings = [
+        *RUN,
+        f"checkpoint.dir={folder}/stopped",
+        "devices=2",
+        f"optimizer.batch_size={B // 2}",
+        "checkpoint.every_n_steps=100",
+        "log_every_n_steps=100",
+    ]
+    start(2, command("pretrain", "digits/emp", *settings), out=f"{folder}/waited")
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +276,13 @@ def test_a_run_of_two_processes_is_that_of_one_and_either_continues_the_other(fo
     assert rows[0].keys() == rows[1].keys()
     assert all(rows[0][key] == rows[1][key] for key in rows[0] if key[0] != "emp")
     assert len(list((folder / name / "emp").iterdir())) == 1
+
+
+def test_a_signal_stops_all_processes_at_one_step_and_none_waits_to_agree(folder):
+    """SIGTERM came in step 3 of one; the other knows in step 4."""
+    assert [json.loads((folder / f"waited.{rank}").read_text()) for rank in (0, 1)] == [[], []]
+    checkpoint = torch.load(the_run(folder / "stopped") / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
 
 
 if __name__ == "__main__":

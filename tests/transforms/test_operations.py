@@ -100,21 +100,26 @@ def test_resized_crops(interpolation, output):
     top, left = [0, 3, 20, 35, 0], [0, 4, 13, 29, 0]
     height, width = [36, 20, 16, 1, 2], [30, 9, 17, 1, 30]
     boxes = torch.tensor([[0, 1, 2, 3, 4], top, left, height, width])
-    made = crop.resized_crops(source, boxes, (36, 30), output, interpolation)
+    settings = (36, 30), output, interpolation
+    plan = crop.resized_crops_plan(source.shape, boxes, *settings)
+    made = crop.resized_crops(source, plan, *settings)
     for image, patch, box in zip(source, made, zip(top, left, height, width)):
         wanted = reference_crop(image, box, output, interpolation)
         torch.testing.assert_close(patch, wanted, **TOLERANCE)
 
 
+@pytest.mark.parametrize("matrices", [False, True])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-def test_jitter_in_every_order(order):
+def test_jitter_in_every_order(order, matrices):
     x = images(9, 12, 12).float() / 255
     factors = torch.rand(9, 4, generator=generator(2)) * 1.6 + 0.2
     factors[:, 3] = torch.linspace(-0.5, 0.5, 9)
     order = torch.tensor(order)
     wanted = torch.stack([reference_jitter(x[i], order, factors[i]) for i in range(9)])
     hue_counts = [9 * (operation == colour.HUE) for operation in order.tolist()]
-    colour.color_jitter(x, hue_counts, colour.jitter_table(order.expand(9, 4), factors))
+    table = colour.jitter_table(order.expand(9, 4), factors)
+    table = colour.jitter_matrices(table) if matrices else table
+    colour.color_jitter(x, hue_counts, factors[:, 3:], table)
     torch.testing.assert_close(x, wanted, **TOLERANCE)
 
 
@@ -136,7 +141,8 @@ def test_blur(size, max_sigma):
     sigma = torch.linspace(0.1, max_sigma, 7)
     radius = blur.blur_radius(max_sigma, size)
     wanted = torch.stack([TF.gaussian_blur(p, 2 * radius + 1, s.item()) for p, s in zip(x, sigma)])
-    torch.testing.assert_close(blur.gaussian_blur(x, sigma, radius), wanted, **TOLERANCE)
+    made = blur.gaussian_blur(x, blur.gaussian_taps(sigma, radius))
+    torch.testing.assert_close(made, wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -152,7 +158,9 @@ def test_blur_kernel_is_wide_enough():
     assert blur.blur_radius(2.0, 32) == 8  # kernel of 17
     x = torch.rand(1, 3, 64, 64, generator=generator(4))
     wide = TF.gaussian_blur(x, 51, 2.0)
-    assert (blur.gaussian_blur(x, torch.tensor([2.0]), 8) - wide).abs().max() < 1e-3
+    assert (
+        blur.gaussian_blur(x, blur.gaussian_taps(torch.tensor([2.0]), 8)) - wide
+    ).abs().max() < 1e-3
 
 
 def test_solarize_and_grey():

@@ -1,22 +1,23 @@
 """Colour operations, each patch with a strength of its own.
 
 The jitter runs on patches that are sorted by the hue shift's place among its four operations. So
-the costly hue rotation takes each patch once, on slices. The other three operations are one formula
-with coefficients per patch.
+the costly hue rotation takes all patches at once, and the others before and after it are slices.
+These are one formula with coefficients per patch.
 """
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of the jitter
+LUMA = 0.2989, 0.587, 0.114  # of red, green and blue, after ITU-R 601
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma after ITU-R 601: RGB (k, 3, ...) -> (k, ...)."""
-    red, green, blue = x.unbind(1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    """Luma: RGB (k, 3, ...) -> (k, ...)."""
+    (red, green, blue), (of_red, of_green, of_blue) = x.unbind(1), LUMA
+    return (red * of_red).add_(green, alpha=of_green).add_(blue, alpha=of_blue)
 
 
 def solarize(x: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def jitter_table(order: Tensor, factors: Tensor) -> Tensor:
     Brightness, contrast and saturation blend a patch with black, with its mean grey and with its
     grey image: clamp(f x + (1 - f) other). The coefficients are f, the share of the grey image and
     the share of the mean grey. A share is 1 - f for the operation that it belongs to, and else 0.
-    At the hue shift's place the first one is the shift.
+    Those at the hue shift's place mean nothing.
 
     Args:
         order: int64 (k, 4), the operations in order of application.
@@ -42,23 +43,39 @@ def jitter_table(order: Tensor, factors: Tensor) -> Tensor:
     return table.permute(2, 0, 1).unsqueeze(-1).contiguous()
 
 
-def color_jitter(x: Tensor, hue_counts: list[int], table: Tensor) -> None:
+def jitter_matrices(table: Tensor) -> Tensor:
+    """The same coefficients as matrices of colours, (4, 2, k, 3, 3), for `blend_by_matrices`."""
+    strength, to_grey, to_mean = table.unsqueeze(-1).unbind(1)
+    luma = torch.tensor(LUMA).expand(3, 3)  # in every row
+    return torch.stack((strength * torch.eye(3) + to_grey * luma, to_mean * luma), 1)
+
+
+def color_jitter(x: Tensor, hue_counts: list[int], turns: Tensor, table: Tensor) -> None:
     """Brightness, contrast, saturation and hue in each patch's own order, in place.
 
     Args:
         x: patches (k, 3, s, s) in [0, 1], sorted by the hue shift's place.
         hue_counts: how many of them have the hue shift first, second, third and fourth. The patches
             after these are left as they are.
-        table: from `jitter_table`, for the same patches.
+        turns: (k, 1), the hue shifts.
+        table: for the same patches, from `jitter_table`, or from `jitter_matrices` for fewer and
+            larger calls, as an accelerator wants them.
     """
     x = x.view(len(x), 3, -1)
     bounds = [0, *accumulate(hue_counts[:4])]
-    for place, (start, end) in enumerate(pairwise(bounds)):
-        if start < end:
-            rotate_hue(x[start:end], table[place, 0, start:end])
-        for others in (slice(0, start), slice(end, bounds[-1])):
-            if others.start < others.stop:
-                blend(x[others], *table[place, :, others])
+    end = bounds[-1]
+    mix = blend if table.ndim == 4 else blend_by_matrices
+
+    def others(place: int, patches: slice) -> None:
+        if patches.start < patches.stop:
+            mix(x[patches], *table[place, :, patches])
+
+    for place in range(3):
+        others(place, slice(bounds[place + 1], end))
+    if end:
+        rotate_hue(x[:end], turns[:end])
+    for place in range(1, 4):
+        others(place, slice(0, bounds[place]))
 
 
 def blend(x: Tensor, strength: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:
@@ -72,6 +89,15 @@ def blend(x: Tensor, strength: Tensor, to_grey: Tensor, to_mean: Tensor) -> None
     # Steps of two operands: torch's CPU kernels of three (addcmul, lerp) are several times slower
     # when one of them is broadcast.
     x.mul_(strength[:, None]).add_(other[:, None]).clamp_(0, 1)
+
+
+def blend_by_matrices(x: Tensor, own: Tensor, of_mean: Tensor) -> None:
+    """clamp(own x + of_mean mean(x)), in place: `blend` in four calls in place of ten.
+
+    A CPU takes longer for these. Shapes: x (k, 3, p), matrices (k, 3, 3).
+    """
+    constant = of_mean @ x.mean(-1, keepdim=True)
+    torch.clamp(torch.baddbmm(constant, own, x), 0, 1, out=x)
 
 
 def rotate_hue(x: Tensor, turns: Tensor) -> None:
