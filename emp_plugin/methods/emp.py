@@ -35,6 +35,7 @@ class EMPSettings:
         eps: the paper's eps^2.
         patch_chunk: patches per image in memory at a time; a chunk is a BatchNorm group.
             ``None``: all n.
+        bn_momentum: of all BatchNorm layers' running statistics; ``None``: torch's 0.1.
 
     Raises:
         ValueError: for an unknown preset or a size, weight or eps that cannot work.
@@ -47,9 +48,12 @@ class EMPSettings:
     invariance_weight: float = 200.0
     eps: float = 0.2
     patch_chunk: int | None = None
+    bn_momentum: float | None = None
 
     def __post_init__(self):
-        kinds = {"preset": str, "invariance_weight": (int, float), "eps": (int, float)}
+        number = (int, float)
+        kinds = {"preset": str, "invariance_weight": number, "eps": number}
+        kinds |= {"bn_momentum": (*number, type(None))}
         for name, value in asdict(self).items():
             kind = kinds.get(name, (int, type(None)))
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -78,6 +82,8 @@ class EMPSettings:
                 "method_kwargs.patch_chunk must be at least 1, or null for all patches at once, "
                 f"got {self.patch_chunk}"
             )
+        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
+            raise ValueError(f"method_kwargs.bn_momentum must be in (0, 1], got {self.bn_momentum}")
 
 
 class EMP(BaseMethod):
@@ -105,6 +111,9 @@ class EMP(BaseMethod):
         self.projector = nn.Sequential(
             *_dense(width, hidden), nn.Linear(hidden, settings.proj_output_dim)
         )
+        if settings.bn_momentum is not None:
+            for norm in batch_norms(self):
+                norm.momentum = settings.bn_momentum
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -269,11 +278,14 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
         torch.cuda.set_rng_state(of_device, device)
 
 
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm normalises by the batch, as in training, and keeps its statistics and counters."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    layers = [norm for norm in norms if norm.track_running_stats]
+    layers = [norm for norm in batch_norms(module) if norm.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
