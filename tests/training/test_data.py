@@ -85,9 +85,7 @@ def test_batches_reach_the_method_in_solo_learn_s_form(digits, monkeypatch, num_
     mean, std = (0.2, 0.5, 0.6), (0.3, 0.25, 0.4)
     views = [BatchMultiPatch(num_patches=3, patch_size=16, output_size=16, mean=mean, std=std)]
     data = PretrainData(*digits, views, 8, 0, num_workers, stacked=True)
-    data.trainer = SimpleNamespace(
-        limit_train_batches=1.0, max_epochs=1, global_rank=0, world_size=1
-    )
+    data.trainer = SimpleNamespace(limit_train_batches=1.0, global_rank=0, world_size=1)
     loader = data.train_dataloader()
     batch = next(iter(loader))
     assert batch.images.dtype == torch.uint8
