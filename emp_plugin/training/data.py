@@ -97,6 +97,8 @@ class PretrainData(pl.LightningDataModule):
 
     def _stage(self, step: Step) -> list[BatchMultiPatch]:
         """The views of the stage that a step is in."""
+        if len(self.stages) == 1:
+            return self.views
         steps = self._steps()
         done, total = step.epoch * steps + step.step, steps * self.trainer.max_epochs
         return self.stages[done * len(self.stages) // total]

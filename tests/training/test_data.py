@@ -87,7 +87,7 @@ def test_batches_reach_the_method_in_solo_learn_s_form(digits, monkeypatch, num_
     data = PretrainData(*digits, views, 8, 0, num_workers, stacked=True)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(
-        limit_train_batches=1.0, max_epochs=1, global_rank=0, world_size=1, strategy=strategy
+        limit_train_batches=1.0, global_rank=0, world_size=1, strategy=strategy
     )
     loader = data.train_dataloader()
     batch = next(iter(loader))
