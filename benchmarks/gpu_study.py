@@ -38,7 +38,12 @@ SCREENING = ROOT / "results" / "emp-fast" / "screening.txt"
 PARTS = ("speed", "two", "ten", "rates", "equal", "screen")
 METHODS = ("emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
 EQUAL = (f"methods=[{','.join(METHODS)}]", "budget=flops")  # those of emp_native's epochs
-SMALL = ("data.dataset=digits", "optimizer.batch_size=16", "data.num_patches=2")
+SMALL = (
+    "data.dataset=digits",
+    "++data.normalisation.digits={mean:[0.5,0.5,0.5],std:[0.5,0.5,0.5]}",
+    "optimizer.batch_size=16",
+    "data.num_patches=2",
+)
 HELD_OUT = ("data.holdout=0.1", "data.fraction=0.2", "evaluation.protocol=quick")
 FACTORS = (1, 1 / 3, 0.1)  # of the published learning rates
 
