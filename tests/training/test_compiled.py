@@ -230,6 +230,14 @@ class Beside(pl.Callback):
             self.errors[-1].append(((ours - theirs).norm() / size).item())
 
 
+class Doubles(PretrainData):
+    """Patches in float64."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        indices, patches, targets = super().on_after_batch_transfer(batch, dataloader_idx)
+        return [indices, patches.double(), targets]
+
+
 def smooth(model):
     """The method with SiLU for ReLU, whose gradient jumps at zero."""
     for parent in list(model.modules()):
@@ -253,7 +261,8 @@ def test_a_compiled_step_is_the_eager_one(config, method, bits):
     made = [fresh_method(cfg) for _ in range(2)]
     model, twin = map(smooth, made) if bits == 32 else (each.double() for each in made)
     train, _ = load_data(cfg.data)
-    data = PretrainData(train, None, device_views(cfg), 16, 0, stacked=method == "emp")
+    of_bits = PretrainData if bits == 32 else Doubles
+    data = of_bits(train, None, device_views(cfg), 16, 0, stacked=method == "emp")
     watch, beside = Compiled("default"), Beside(twin)
     trainer = pl.Trainer(
         max_epochs=1,
