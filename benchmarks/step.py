@@ -44,6 +44,7 @@ from torchvision.transforms.functional import to_pil_image
 from emp_plugin.config import augmentations, read_config
 from emp_plugin.data import load_dataset
 from emp_plugin.solo_learn import backbone_of, pl
+from emp_plugin.training.compiled import Compiled
 from emp_plugin.training.data import PretrainData
 from emp_plugin.training.probing import fresh_method
 from emp_plugin.training.run import build_loggers, build_trainer
@@ -140,6 +141,8 @@ def train(
     watch = InTurn(references, block)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(cfg, Path(folder))
+        if cfg.performance.compile != "off":
+            trainer.callbacks.append(Compiled(cfg.performance.compile))
         trainer.loggers = build_loggers(cfg, Path(folder), resumed_step=0)
         trainer.callbacks.append(watch)
         trainer.fit(fresh_method(cfg), datamodule=data)

@@ -152,7 +152,7 @@ class PretrainData(pl.LightningDataModule):
         step, images, targets = batch
         # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
         place = step.epoch, step.step, self.trainer.global_rank
-        torch.manual_seed(generator(self.seed, LAYERS, *place).initial_seed())
+        _seed(generator(self.seed, LAYERS, *place).initial_seed(), targets.device)
         if images is None:
             images = self.images[step.indices]
         if not self.on_device:
@@ -161,3 +161,16 @@ class PretrainData(pl.LightningDataModule):
         made = make_views(self._stage(step), images, step, self.seed, global_batch)
         views = made[0] if self.stacked else [view for patches in made for view in patches]
         return [step.indices, views, targets]
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """``torch.manual_seed`` for the CPU and one device.
+
+    That one also notes a traceback for every kind of device that is not in use.
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -1,12 +1,19 @@
 """SwAV's epochs and the momentum's tau move with the optimiser's steps, SwAV's queue waits.
 
+What takes fewer calls, or no wait for a GPU, has the bits of solo-learn's on a CPU.
+
 Schedules and LARS have files of their own.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from solo.losses import vicreg
+from solo.methods import ressl
+from solo.utils import metrics, momentum
+from torch import nn
 
 from emp_plugin.solo_learn import build_method, pl
 
@@ -93,3 +100,47 @@ def test_tau_spans_the_steps_of_the_run(tools, limit, epochs, steps):
     watch = watched(tools, method, max_epochs=epochs, limit_train_batches=limit)
     expected = [1 - 0.1 * (math.cos(math.pi * step / steps) + 1) / 2 for step in range(steps)]
     assert watch.taus == pytest.approx(expected)
+
+
+def test_covariances_without_a_mask_have_the_same_bits(untouched):
+    made = []
+    for losses in (vicreg, untouched.vicreg):
+        z = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        loss = losses.covariance_loss(*z)
+        loss.backward()
+        made.append((loss.detach(), z.grad))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*made))
+
+
+def test_a_teacher_updated_at_once_has_the_same_bits(untouched):
+    ended = []
+    for module in (momentum, untouched.momentum):
+        torch.manual_seed(0)
+        online, teacher = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(2))
+        updater = module.MomentumUpdater(0.9, 1.0)
+        for step in range(3):
+            updater.update(online, teacher)
+            updater.update_tau(step, 3)
+        ended.append(list(teacher.parameters()))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ended))
+
+
+def test_ressls_queue_moves_as_before(untouched):
+    ended = []
+    for module in (ressl, untouched.ressl):
+        method = SimpleNamespace(
+            queue=torch.zeros(8, 3), queue_ptr=torch.zeros(1, dtype=torch.long), queue_size=8
+        )
+        for step in range(1, 6):  # past the end
+            module.ReSSL.dequeue_and_enqueue(method, torch.full((2, 3), float(step)))
+        ended.append((method.queue, method.queue_ptr))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ended))
+    assert ended[0][1] == 2
+
+
+def test_accuracies_from_one_sum_have_the_same_bits(untouched):
+    logits, targets = torch.randn(48, 10), torch.randint(-1, 10, (48,))
+    ours, theirs = (
+        module.accuracy_at_k(logits, targets, (1, 3, 5)) for module in (metrics, untouched.metrics)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))

@@ -112,7 +112,6 @@ def test_untouched_uses_raw_gradients(tools, untouched):
     assert same(model, plain)  # neither LARS nor weight decay
 
 
-@only_1_0_2
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("clip", [False, True])
 def test_steps_have_the_same_bits_without_waiting_for_a_gpu(untouched, clip, exclude):
