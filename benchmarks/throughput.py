@@ -56,6 +56,7 @@ def main() -> None:
     ]:
         overrides = [
             "data.dataset=digits",
+            "max_epochs=1",
             "++data.normalisation.digits={mean:[0.5,0.5,0.5],std:[0.5,0.5,0.5]}",
             f"performance.compile={mode}",
             f"limit_train_batches={block * (args.trials + 1)}",
