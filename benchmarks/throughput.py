@@ -39,7 +39,8 @@ def bare_baseline(cfg: DictConfig) -> Callable[[], None]:
                 with torch.no_grad():
                     for view in views:
                         network.momentum_projector(teacher(view))
-        last = [out.get("p", out["z"]).float().sum() for out in made]
+        # the prediction, or the projection, which ReSSL calls q
+        last = [next(out[key] for key in "pzq" if key in out).float().sum() for out in made]
         torch.stack(last).sum().backward()
         network.zero_grad()
 
