@@ -155,9 +155,11 @@ def best_factors(tried: dict[float, pd.DataFrame]) -> dict[str, float]:
     Args:
         tried: rows by factor.
     """
-    rows = pd.concat(table.assign(factor=factor) for factor, table in tried.items())
-    rows = rows[(rows.probe == "linear") & (rows.features == "backbone")]
-    return {name: of.loc[of.top1.idxmax()].factor for name, of in rows.groupby("method")}
+    tables = [table.assign(factor=factor) for factor, table in tried.items()]
+    rows = pd.concat(tables, ignore_index=True)
+    linear = (rows.probe == "linear") & (rows.features == "backbone") & rows.method.isin(METHODS)
+    best = rows.loc[rows[linear].groupby("method").top1.idxmax()]
+    return dict(zip(best.method, best.factor))
 
 
 def parts_of(text: str) -> list[str]:
@@ -176,7 +178,8 @@ def write_page(out: Path) -> None:
         header = ("case", "a step, ms", "bare, ms", "step / bare", "views a second")
         lines += _markdown(header, [_speed(*item) for item in speed["cases"].items()])
     for table in sorted(out.glob("**/table.md")):
-        lines += [f"## {table.parent.relative_to(out)}", "", table.read_text().split("\n", 2)[2]]
+        text = [line for line in table.read_text().splitlines() if not line.startswith("# ")]
+        lines += [f"## {table.parent.relative_to(out)}", *text, ""]
     header = ("run", "features", "published probe, bag of 128 augmented")
     found = sorted(out.glob("two/runs/*/*/published-*.csv"))
     rows = [(path.parent.name, row) for path in found for row in pd.read_csv(path).itertuples()]
