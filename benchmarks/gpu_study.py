@@ -12,6 +12,9 @@ Parts, in the order in which they are worth their time:
 - equal: the same methods, each with the best of these rates, at these FLOPs and at a quarter of
   them, three seeds, all images.
 - screen: the trials of results/emp-fast/screening.txt, on held-out images.
+- minutes: six methods, one minute of training each.
+- native: emp_native for one minute and for three.
+- cifar100: EMP-SSL for ten epochs of CIFAR-100, whose folder --data is then.
 
 Runs of rates, equal and screen train side by side, as small steps leave a large GPU idle: their
 minutes say nothing. Every part leaves results.csv in its folder; --small only shows that it runs.
@@ -35,7 +38,7 @@ from emp_plugin.training.folder import write_text
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "scripts" / "pretrain"
 SCREENING = ROOT / "results" / "emp-fast" / "screening.txt"
-PARTS = ("speed", "two", "ten", "rates", "equal", "screen")
+PARTS = ("speed", "two", "ten", "rates", "equal", "screen", "minutes", "native", "cifar100")
 METHODS = ("emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
 EQUAL = (f"methods=[{','.join(METHODS)}]", "budget=flops")  # those of emp_native's epochs
 SMALL = (
@@ -131,9 +134,20 @@ class Parts:
             rows["commit"], rows["machine"] = ran["commit"], ran["hardware"]
             rows.to_csv(folder / "results.csv", index=False)
 
-    def _compare(self, name: str, *settings: str) -> None:
+    def minutes(self) -> None:
+        self._compare("minutes", "budget=minutes", f"minutes=[{0.02 if self.small else 1}]")
+
+    def native(self) -> None:
+        minutes = "[0.02]" if self.small else "[1,3]"
+        self._compare("native", "methods=[emp_native]", "budget=minutes", f"minutes={minutes}")
+
+    def cifar100(self) -> None:
+        epochs = f"epochs=[{1 if self.small else 10}]"
+        self._compare("cifar100", "methods=[emp]", epochs, dataset="cifar100")
+
+    def _compare(self, name: str, *settings: str, dataset: str = "cifar10") -> None:
         """A comparison in the folder of this name."""
-        study = ["--config-path", str(ROOT / "scripts" / "compare"), "--config-name", "cifar10"]
+        study = ["--config-path", str(ROOT / "scripts" / "compare"), "--config-name", dataset]
         fraction = ["data.fraction=0.05"] if self.small else []
         command = ["-m", "emp_plugin.main_compare", *study, *self.overrides, *settings, *fraction]
         self._run(name, [*command, f"results_dir={self.out / name}"])
