@@ -1,6 +1,6 @@
 """The study that waits for a GPU, in parts; each is useful alone, and goes on where it was cut off.
 
-    bash benchmarks/gpu_study.sh --parts speed,epochs --out outputs/gpu --data datasets
+    bash benchmarks/gpu_study.sh --parts speed,two --out outputs/gpu --data datasets
 
 Parts, in the order in which they are worth their time:
 
