@@ -11,12 +11,11 @@ Parts, in the order in which they are worth their time:
   published, a third and a tenth of it, on held-out images.
 - equal: the same methods, each with the best of these rates, at these FLOPs and at a quarter of
   them, three seeds, all images.
-- screen: the trials of results/emp-fast/screening.txt, on held-out images.
 - minutes: six methods, one minute of training each.
 - native: emp_native for one minute and for three.
 - cifar100: EMP-SSL for ten epochs of CIFAR-100, whose folder --data is then.
 
-Runs of rates, equal and screen train side by side, as small steps leave a large GPU idle: their
+Runs of rates and equal train side by side, as small steps leave a large GPU idle: their
 minutes say nothing. Every part leaves results.csv in its folder; --small only shows that it runs.
 """
 
@@ -37,8 +36,7 @@ from emp_plugin.training.folder import write_text
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "scripts" / "pretrain"
-SCREENING = ROOT / "results" / "emp-fast" / "screening.txt"
-PARTS = ("speed", "two", "ten", "rates", "equal", "screen", "minutes", "native", "cifar100")
+PARTS = ("speed", "two", "ten", "rates", "equal", "minutes", "native", "cifar100")
 METHODS = ("emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
 EQUAL = (f"methods=[{','.join(METHODS)}]", "budget=flops")  # those of emp_native's epochs
 SMALL = (
@@ -75,7 +73,7 @@ class Parts:
 
     def two(self) -> None:
         self._compare("two", "methods=[emp]", "epochs=[1,2]")
-        for run in sorted(path.parent for path in self.out.glob("two/runs/*/*/last.ckpt")):
+        for run in sorted(path.parent for path in self.out.glob("two/runs/*/*/summary.json")):
             if (run / "published-cifar10-last.csv").exists():
                 continue
             probe = ["--config-path", str(ROOT / "scripts" / "linear" / "cifar")]
@@ -109,30 +107,6 @@ class Parts:
             f"{name}.optimizer.lr={factor * published[name].optimizer.lr:.4g}"
             for name, factor in factors.items()
         ]
-
-    def screen(self) -> None:
-        lines = [line.partition("#")[0].strip() for line in SCREENING.read_text().splitlines()]
-        trials = [line for line in lines if line][: 2 if self.small else None]
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(self._screen, range(len(trials)), trials))
-
-    def _screen(self, number: int, line: str) -> None:
-        folder = self.out / "screen" / f"{number:03d}"
-        if list(folder.glob("emp/*/summary.json")):
-            return
-        command = ["-m", "emp_plugin.main_pretrain", "--config-path", str(RECIPES)]
-        command += ["--config-name", "cifar/emp_native", "seed=0", *HELD_OUT, *self.overrides]
-        command += ["evaluation.references=False", "limit_val_batches=0", *line.split()]
-        self._run(f"screen/{number:03d}", [*command, f"checkpoint.dir={folder}"])
-        for summary in folder.glob("emp/*/summary.json"):
-            made = json.loads(summary.read_text())
-            rows = pd.DataFrame(made["evaluation"])
-            rows.insert(0, "overrides", line)
-            for name in ("steps", "images", "flops", "train_seconds", "collapsed", "identity"):
-                rows[name] = made[name]
-            ran = made["versions"]
-            rows["commit"], rows["machine"] = ran["commit"], ran["hardware"]
-            rows.to_csv(folder / "results.csv", index=False)
 
     def minutes(self) -> None:
         self._compare("minutes", "budget=minutes", f"minutes=[{0.02 if self.small else 1}]")
@@ -198,25 +172,7 @@ def write_page(out: Path) -> None:
     found = sorted(out.glob("two/runs/*/*/published-*.csv"))
     rows = [(path.parent.name, row) for path in found for row in pd.read_csv(path).itertuples()]
     lines += _markdown(header, [(run, row.features, f"{row.top1:.2f}") for run, row in rows])
-    tables = [pd.read_csv(path) for path in sorted(out.glob("screen/*/results.csv"))]
-    if tables:
-        lines += ["## screen (protocol quick, held-out images, backbone)", ""]
-        lines += _markdown(*screening_table(pd.concat(tables)))
     write_text(out / "page.md", "\n".join(lines) + "\n")
-
-
-def screening_table(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: overrides, PFLOP, and the accuracies of the backbone; the best first."""
-    rows = rows[rows.features == "backbone"]
-    cells = rows["view"] + " " + rows.probe
-    wide = rows.assign(cell=cells).pivot(
-        index=["overrides", "flops"], columns="cell", values="top1"
-    )
-    wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
-    lines = [
-        [of[0], f"{of[1] / 1e15:.3g}", *map("{:.2f}".format, row)] for of, row in wide.iterrows()
-    ]
-    return ["overrides", "PFLOP", *wide.columns], lines
 
 
 def _speed(name: str, case: dict) -> tuple[str, ...]:

@@ -94,18 +94,17 @@ class _HalfLogDet(torch.autograd.Function):
             return (inverse @ z if z.shape[-2] <= z.shape[-1] else z @ inverse), None
 
 
-def patch_invariance(z: Tensor, others: bool = False) -> Tensor:
+def patch_invariance(z: Tensor) -> Tensor:
     """Mean cosine similarity of each patch's features with the mean over the patches of its image.
 
     Args:
         z: features of shape ``(n, b, d)``: n patches of each of b images.
-        others: leave the patch itself out of that mean, which takes two patches or more.
 
     Returns:
         A scalar in [-1, 1], 1 when all patches of an image agree; float32 or better.
 
     Raises:
-        ValueError: if ``z`` is not three-dimensional, is empty or has too few patches.
+        ValueError: if ``z`` is not three-dimensional or is empty.
 
     Source: D in the objective of arXiv 2304.03977, with the batch mean of the authors' code in
     place of the sum.
@@ -114,14 +113,8 @@ def patch_invariance(z: Tensor, others: bool = False) -> Tensor:
         raise ValueError(
             f"patch_invariance needs z of shape (n, b, d), none of them 0, got {tuple(z.shape)}"
         )
-    if others and len(z) < 2:
-        raise ValueError(
-            "a patch has no others to be compared with: data.num_patches must be at least 2"
-        )
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
-        if others:
-            return F.cosine_similarity(z, z.sum(0) - z, dim=-1).mean()
         centre = F.normalize(z.mean(0), dim=-1)
         # F.cosine_similarity would make copies of z for both of its arguments
         products = torch.einsum("nbd,bd->nb", z, centre)
@@ -129,11 +122,7 @@ def patch_invariance(z: Tensor, others: bool = False) -> Tensor:
 
 
 def emp_ssl_loss(
-    z: Tensor,
-    invariance_weight: float = 200.0,
-    eps: float = 0.2,
-    gathered: Tensor | None = None,
-    others: bool = False,
+    z: Tensor, invariance_weight: float = 200.0, eps: float = 0.2, gathered: Tensor | None = None
 ) -> EMPLoss:
     """EMP-SSL's loss ``-(R + invariance_weight D)``.
 
@@ -145,7 +134,6 @@ def emp_ssl_loss(
         eps: the paper's eps^2.
         gathered: projections ``(n, w b, d)`` of the whole batch, where z are those of one of w
             processes. The coding rate is then theirs.
-        others: see :func:`patch_invariance`.
 
     Returns:
         :class:`EMPLoss` of three scalars; the two terms are not detached.
@@ -155,6 +143,6 @@ def emp_ssl_loss(
 
     Source: the objective of arXiv 2304.03977, negated.
     """
-    invariance = patch_invariance(z, others)
+    invariance = patch_invariance(z)
     coding_rate = total_coding_rate(z if gathered is None else gathered, eps).mean()
     return EMPLoss(-(coding_rate + invariance_weight * invariance), coding_rate, invariance)

@@ -34,23 +34,16 @@ def test_the_page_is_of_whatever_rows_there_are(tmp_path):
     case = {"ours": {"median": 0.03}, "reference": {"median": 0.02}, "ratio": 0.667}
     speed = {"cases": {"emp, eager": case | {"views_per_second": 60025}}, "hardware": "a GPU"}
     (tmp_path / "speed.json").write_text(json.dumps(speed | {"versions": {"torch": "2.11"}}))
-    for number, (line, top1) in enumerate([("a=1", 50.0), ("b=2", 60.0)]):
-        (tmp_path / "screen" / str(number)).mkdir(parents=True)
-        table = rows("emp", backbone=top1, embedding=99.0).assign(overrides=line, flops=2e15)
-        table.to_csv(tmp_path / "screen" / str(number) / "results.csv", index=False)
     gpu_study.write_page(tmp_path)
     page = (tmp_path / "page.md").read_text()
     assert "| emp, eager | 30.0 | 20.0 | 1.50 | 60,025 |" in page
-    assert page.index("| b=2 | 2 | 60.00 |") < page.index("| a=1 | 2 | 50.00 |")
 
 
 @pytest.mark.slow
-def test_a_small_study_runs_and_goes_on(tmp_path):
+def test_a_small_study_runs(tmp_path):
     script = str(ROOT / "benchmarks" / "gpu_study.py")
     command = [sys.executable, script, "--small", "--at-once", "2", "--out", str(tmp_path)]
-    subprocess.run([*command, "--parts", "two,ten,rates,equal,screen"], check=True)
+    subprocess.run([*command, "--parts", "two,ten,rates,equal"], check=True)
     assert not list(tmp_path.rglob("*.tmp"))
     page = (tmp_path / "page.md").read_text()
-    assert all(f"## {part}" in page for part in ("two", "ten", "rates/1", "equal", "screen"))
-    again = subprocess.run([*command, "--parts", "screen"], check=True, stdout=subprocess.PIPE)
-    assert b"screen/000" not in again.stdout  # it is done
+    assert all(f"## {part}" in page for part in ("two", "ten", "rates/1", "equal"))

@@ -5,8 +5,6 @@ from emp_plugin.config.checks import (
     backbone_kwargs,
     check_whole_images,
     input_size,
-    stages,
-    views_per_image,
 )
 from emp_plugin.config.compose import (
     TRAINER_KEYS,
@@ -30,8 +28,6 @@ __all__ = [
     "command_line",
     "input_size",
     "read_config",
-    "stages",
     "trainer_arguments",
     "uses_gpu",
-    "views_per_image",
 ]

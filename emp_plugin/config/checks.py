@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -18,55 +17,19 @@ CUSTOM = "custom"  # the protocol of an evaluation with views or probes of its o
 PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
 COMPILE = ("off", "default", "reduce-overhead")  # the latter two are torch.compile's modes
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
-STAGED = ("num_crops", "crop_size", "patch_size")  # of an augmentation; may have a value a stage
 
 
 def augmentations(cfg: DictConfig) -> list[PatchAugmentation]:
-    """The augmentations of a run, one per entry of ``augmentations``; those of its last stage.
-
-    Raises:
-        UserError: for an entry that cannot work.
-    """
-    return stages(cfg)[-1]
-
-
-def stages(cfg: DictConfig) -> list[list[PatchAugmentation]]:
-    """The augmentations of each stage of a run.
-
-    The stages are equally long. Their number is that of the values where an entry has a list for
-    one of STAGED, such as ``crop_size: [16, 16, 16, 32]``. Mostly there is one.
+    """The augmentations of a run, one per entry of ``augmentations``.
 
     Raises:
         UserError: for an entry that cannot work.
     """
     entries = [OmegaConf.to_container(entry) for entry in cfg.augmentations]
-    given = [entry[key] for entry in entries for key in STAGED if key in entry]
-    numbers = {len(value) for value in given if isinstance(value, list)} or {1}
-    _require(
-        len(numbers) == 1 and numbers != {0},
-        f"augmentations: lists for {', '.join(STAGED)} must be equally long, a value a stage",
-    )
     try:
-        return [
-            [augmentation_from_config(_at_stage(entry, stage)) for entry in entries]
-            for stage in range(*numbers)
-        ]
+        return [augmentation_from_config(entry) for entry in entries]
     except (ValueError, TypeError) as error:
         raise UserError(f"augmentations: {error}") from error
-
-
-def _at_stage(entry: dict[str, Any], stage: int) -> dict[str, Any]:
-    listed = {key: entry[key] for key in STAGED if isinstance(entry.get(key), list)}
-    return entry | {key: value[stage] for key, value in listed.items()}
-
-
-def views_per_image(cfg: DictConfig) -> float:
-    """Views (patches) of an image in a step, mean over the stages.
-
-    Momentum networks' passes are not counted.
-    """
-    parts = stages(cfg)
-    return sum(view.num_patches for part in parts for view in part) / len(parts)
 
 
 def backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
@@ -200,10 +163,6 @@ def _check_optimisation(cfg: DictConfig) -> None:
     )
     kwargs = cfg.optimizer.kwargs
     for name, value in kwargs.items():
-        if name == "adjust_lr_fn":
-            known = ("original", "match_rms_adamw", "rms_to_rms")
-            _require(value in known, f"optimizer.kwargs.{name} must be one of {', '.join(known)}")
-            continue
         _require(
             isinstance(value, ListConfig if name == "betas" else (int, float)),
             f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'",
@@ -235,11 +194,7 @@ def _check_views(cfg: DictConfig) -> None:
     )
     side = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
     built_for = input_size(cfg)
-    _require(
-        len(stages(cfg)) == 1 or (cfg.method == "emp" and cfg.data.views == "device"),
-        f"augmentations: lists for {', '.join(STAGED)} are for emp, with data.views=device",
-    )
-    for augmentation in chain(*stages(cfg)):
+    for augmentation in augmentations(cfg):
         patch, view = augmentation.patch_size, augmentation.output_size
         _require(
             patch is None or patch <= side,

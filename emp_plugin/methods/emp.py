@@ -10,18 +10,16 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.distributed.nn.functional import all_gather
 
 from emp_plugin.losses import at_least_float32, emp_ssl_loss
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
-from emp_plugin.solo_learn.schedules import is_logged, steps_of
+from emp_plugin.solo_learn.schedules import is_logged
 
 PRESETS = {  # the two columns of the paper: its published code and its text
     "code": {"embedding_dim": 4096, "proj_hidden_dim": 4096, "proj_output_dim": 1024},
     "paper": {"embedding_dim": 0, "proj_hidden_dim": 4096, "proj_output_dim": 512},
 }
-
-COURSES = ("invariance_weight", "eps")  # may move over the run
 
 
 @dataclass
@@ -34,15 +32,10 @@ class EMPSettings:
             projector takes the backbone's features.
         proj_hidden_dim: width of the projector's hidden layer.
         proj_output_dim: width of the projections.
-        invariance_weight: lambda; two numbers: it goes from the first to the last over the run.
-        eps: the paper's eps^2, one number or two, likewise.
+        invariance_weight: lambda.
+        eps: the paper's eps^2.
         patch_chunk: patches per image in memory at a time; a chunk is a BatchNorm group.
             ``None``: all n.
-        bn_momentum: of all BatchNorm layers' running statistics; ``None``: torch's 0.1.
-        ema_decay: of the average of the weights that the run ends with; 0: there is none.
-        centred: take the mean over all patches of the step off the projections, before they are
-            scaled to length 1 (with ``patch_chunk``: of the chunk).
-        others: compare a patch with the mean of its image's other patches, not with that of all.
 
     Raises:
         ValueError: for an unknown preset or a size, weight or eps that cannot work.
@@ -52,27 +45,16 @@ class EMPSettings:
     embedding_dim: int | None = None
     proj_hidden_dim: int | None = None
     proj_output_dim: int | None = None
-    invariance_weight: float | list[float] = 200.0
-    eps: float | list[float] = 0.2
+    invariance_weight: float = 200.0
+    eps: float = 0.2
     patch_chunk: int | None = None
-    bn_momentum: float | None = None
-    ema_decay: float = 0.0
-    centred: bool = False
-    others: bool = False
 
     def __post_init__(self):
-        number = (int, float)
-        kinds = {"preset": str, "centred": bool, "others": bool}
-        kinds |= {"bn_momentum": (*number, type(None)), "ema_decay": number}
-        kinds |= dict.fromkeys(COURSES, number)
+        kinds = {"preset": str, "invariance_weight": (int, float), "eps": (int, float)}
         for name, value in asdict(self).items():
             kind = kinds.get(name, (int, type(None)))
-            values = value if name in COURSES and isinstance(value, list) else [value]
-            for part in values:
-                if not isinstance(part, kind) or (isinstance(part, bool) and kind is not bool):
-                    raise ValueError(f"method_kwargs.{name} has the wrong type: {value!r}")
-            if values is value and len(value) != 2:
-                raise ValueError(f"method_kwargs.{name} must be one number or two, got {value}")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"method_kwargs.{name} has the wrong type: {value!r}")
         if self.preset not in PRESETS:
             raise ValueError(
                 f"method_kwargs.preset must be one of {', '.join(PRESETS)}, got '{self.preset}'"
@@ -85,27 +67,18 @@ class EMPSettings:
                 "method_kwargs: proj_hidden_dim and proj_output_dim must be positive, "
                 "embedding_dim not negative"
             )
-        if not min(ends(self.invariance_weight)) >= 0:
+        if not self.invariance_weight >= 0:
             raise ValueError(
                 "method_kwargs.invariance_weight must not be negative, "
                 f"got {self.invariance_weight}"
             )
-        if not min(ends(self.eps)) > 0:
+        if not self.eps > 0:
             raise ValueError(f"method_kwargs.eps must be positive, got {self.eps}")
         if self.patch_chunk is not None and self.patch_chunk < 1:
             raise ValueError(
                 "method_kwargs.patch_chunk must be at least 1, or null for all patches at once, "
                 f"got {self.patch_chunk}"
             )
-        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
-            raise ValueError(f"method_kwargs.bn_momentum must be in (0, 1], got {self.bn_momentum}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"method_kwargs.ema_decay must be in [0, 1), got {self.ema_decay}")
-
-
-def ends(course: float | list[float]) -> list[float]:
-    """First and last value of a setting over a run."""
-    return course if isinstance(course, list) else [course, course]
 
 
 class EMP(BaseMethod):
@@ -131,13 +104,8 @@ class EMP(BaseMethod):
         has_embedding = bool(settings.embedding_dim)
         self.embedder = _dense(self.features_dim, width) if has_embedding else nn.Identity()
         self.projector = nn.Sequential(
-            *_dense(width, hidden),
-            nn.Linear(hidden, settings.proj_output_dim),
-            *([Centre()] if settings.centred else []),
+            *_dense(width, hidden), nn.Linear(hidden, settings.proj_output_dim)
         )
-        if settings.bn_momentum is not None:
-            for norm in batch_norms(self):
-                norm.momentum = settings.bn_momentum
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -186,8 +154,8 @@ class EMP(BaseMethod):
         _, x, targets = batch
         x = x if isinstance(x, Tensor) else torch.stack(x)
         h, z = self.project_chunks(x) if self.settings.patch_chunk else self.project(x)
-        weight, eps = self.now(self.settings.invariance_weight), self.now(self.settings.eps)
-        out = emp_ssl_loss(z, weight, eps, gather_images(z), self.settings.others)
+        gathered = gather_images(z)
+        out = emp_ssl_loss(z, self.settings.invariance_weight, self.settings.eps, gathered)
 
         # the online classifier sees the mean over the patches; its gradient stops at the features
         logits = self.classifier(at_least_float32(h).mean(0).detach())
@@ -214,25 +182,6 @@ class EMP(BaseMethod):
             values = [value.detach() for value in logged.values()]
             self.log_dict(dict(zip(logged, mean_over_processes(torch.stack(values)))))
         return out.loss + class_loss
-
-    def now(self, course: float | list[float]) -> float:
-        """The value of a setting in this step: on the line between its ends, or constant."""
-        first, last = ends(course)
-        if first == last:
-            return first
-        total = steps_of(self.trainer)[0]
-        return first + (last - first) * self.trainer.global_step / max(1, total - 1)
-
-
-class Centre(nn.Module):
-    """Rows (k, d) in float32 or better, less their mean over all processes."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = at_least_float32(z)
-        mean = z.mean(0)
-        if _distributed():
-            mean = all_reduce(mean) / dist.get_world_size()
-        return z - mean
 
 
 def gather_images(z: Tensor) -> Tensor:
@@ -323,14 +272,11 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
         torch.cuda.set_rng_state(of_device, device)
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm normalises by the batch, as in training, and keeps its statistics and counters."""
-    layers = [norm for norm in batch_norms(module) if norm.track_running_stats]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [norm for norm in norms if norm.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from emp_plugin.solo_learn import lars
 from emp_plugin.solo_learn.schedules import STEPWISE, is_logged, per_step, steps_of
@@ -37,14 +36,13 @@ def schedule_by_step(solo: SimpleNamespace) -> None:
     def by_step(original):
         def configure_optimizers(self):
             name = self.scheduler
-            make = _with_muon if self.optimizer == "muon" else original
             # left to solo-learn: "none", LinearModel's others, its error for unknown names, and the
             # schedules of 1.0.6 by epoch
             if name not in STEPWISE or getattr(self, "scheduler_interval", "step") != "step":
-                return make(self)
+                return original(self)
             self.scheduler = "none"
             try:
-                optimizer = make(self)
+                optimizer = original(self)
             finally:
                 self.scheduler = name
             total, epoch = steps_of(self.trainer)
@@ -65,14 +63,6 @@ def schedule_by_step(solo: SimpleNamespace) -> None:
 
     for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
         cls.configure_optimizers = by_step(cls.configure_optimizers)
-
-
-def _with_muon(self) -> Optimizer:
-    """Muon for matrices and convolutions, AdamW for all else; solo-learn has no such optimiser."""
-    from timm.optim import Muon
-
-    kwargs = {"lr": self.lr, "weight_decay": self.weight_decay, **self.extra_optimizer_args}
-    return Muon(self.learnable_params, **kwargs)
 
 
 def count_swavs_epochs_in_fractions(solo: SimpleNamespace) -> None:

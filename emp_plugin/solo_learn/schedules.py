@@ -7,22 +7,16 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-STEPWISE = ("warmup_cosine", "warmup_linear", "cosine", "step")
+STEPWISE = ("warmup_cosine", "cosine", "step")
 
 
 def warmup_cosine(
-    step: int,
-    peak: float,
-    warmup: float,
-    total: float,
-    start: float = 0.0,
-    floor: float = 0.0,
-    linear: bool = False,
+    step: int, peak: float, warmup: float, total: float, start: float = 0.0, floor: float = 0.0
 ) -> float:
     """Learning rate at ``step``.
 
-    A line from ``start`` to ``peak`` over ``warmup`` steps, then half a cosine, or ``linear``
-    another line, to ``floor`` at ``total``.
+    A line from ``start`` to ``peak`` over ``warmup`` steps, then half a cosine to ``floor`` at
+    ``total``.
 
     >>> [round(warmup_cosine(step, peak=1.0, warmup=2, total=6), 3) for step in range(7)]
     [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
@@ -30,8 +24,7 @@ def warmup_cosine(
     if step < warmup:
         return start + (peak - start) * step / warmup
     progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
-    height = 2 * (1 - progress) if linear else 1 + math.cos(math.pi * progress)
-    return floor + (peak - floor) * height / 2
+    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def multi_step(step: int, peak: float, milestones: list[float]) -> float:
@@ -84,7 +77,7 @@ def per_step(
     """
     if name == "step" and not lr_decay_steps:
         raise ValueError("scheduler 'step' needs lr_decay_steps")
-    warmup = warmup_epochs * epoch if name.startswith("warmup") else 0
+    warmup = warmup_epochs * epoch if name == "warmup_cosine" else 0
     if warmup >= total:
         warnings.warn(
             f"the warm-up ({warmup:g} steps) is not shorter than the run ({total} steps): "
@@ -101,7 +94,6 @@ def per_step(
             return lambda step: 1.0
         if name == "step":
             return lambda step: multi_step(step, 1.0, milestones)
-        shape = (peak, warmup, total, warmup_start_lr, min_lr, name == "warmup_linear")
-        return lambda step: warmup_cosine(step, *shape) / peak
+        return lambda step: warmup_cosine(step, peak, warmup, total, warmup_start_lr, min_lr) / peak
 
     return LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])

@@ -24,18 +24,8 @@ OPTIMIZER_KWARGS = {
     "lars": (*SGD_KWARGS, *LARS_KWARGS),
     "adam": ("betas", "eps", "amsgrad"),
     "adamw": ("betas", "eps", "amsgrad"),
-    # timm's; it takes AdamW for biases and norms, at fallback_lr_scale times the rate
-    "muon": (
-        "momentum",
-        "nesterov",
-        "ns_steps",
-        "adjust_lr_fn",
-        "fallback_lr_scale",
-        "betas",
-        "eps",
-    ),
 }
-SCHEDULERS = ("warmup_cosine", "warmup_linear", "cosine", "step", "none")
+SCHEDULERS = ("warmup_cosine", "cosine", "step", "none")
 DISTANCES = ("cosine", "euclidean")
 # what 1.0.2's constructors call the settings of ``momentum``; solo-learn's recipe for ReSSL repeats
 # them among the method's own

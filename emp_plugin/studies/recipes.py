@@ -75,6 +75,11 @@ def global_batch(recipe: DictConfig) -> int:
     return recipe.optimizer.batch_size * processes(recipe)
 
 
+def views_per_image(recipe: DictConfig) -> int:
+    """Views (patches) of an image in one step; momentum networks' passes are not counted."""
+    return sum(view.num_patches for view in augmentations(recipe))
+
+
 def resolved(recipe: DictConfig) -> str:
     """What counts in epochs, as it stands in this run: for the user to see."""
     settings = {"max_epochs": recipe.max_epochs}

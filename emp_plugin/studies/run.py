@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import Probe, check_config, views_per_image
+from emp_plugin.config import Probe, check_config
 from emp_plugin.errors import UserError
 from emp_plugin.studies.launch import Runs, last_line
 from emp_plugin.studies.lengths import Lengths
@@ -25,6 +25,7 @@ from emp_plugin.studies.recipes import (
     global_batch,
     resolved,
     shared_inputs,
+    views_per_image,
 )
 from emp_plugin.studies.report import write_report
 from emp_plugin.studies.rows import (
@@ -301,7 +302,7 @@ def evaluate_checkpoint(
     summary = {
         "steps": state["global_step"],
         "images": images,
-        "patches": round(images * views_per_image(recipe)),
+        "patches": images * views_per_image(recipe),
         "flops": images * flops,
         "evaluation": evaluation,
         "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),

@@ -1,6 +1,6 @@
 """Batches for Lightning: uint8 images travel, views are made where the model is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from PIL import Image
@@ -12,7 +12,6 @@ from emp_plugin.data.batches import (
     LAYERS,
     Batch,
     EvaluationDataset,
-    Step,
     StepDataset,
     as_it_is,
     ignore_signals,
@@ -53,7 +52,6 @@ class PretrainData(pl.LightningDataModule):
         stacked: hand over one tensor, for a method that takes it (EMP).
         on_device: make the views where the model is; otherwise from PIL images, where the batch is
             fetched.
-        earlier: the views of a run's stages but the last; all stages are equally long.
     """
 
     def __init__(
@@ -66,10 +64,8 @@ class PretrainData(pl.LightningDataModule):
         num_workers: int = 0,
         stacked: bool = False,
         on_device: bool = True,
-        earlier: Sequence[list[BatchMultiPatch]] = (),
     ):
         super().__init__()
-        self.stages = [*earlier, views]
         self.train, self.validation = train, validation
         self.views, self.stacked, self.on_device = views, stacked, on_device
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
@@ -88,20 +84,10 @@ class PretrainData(pl.LightningDataModule):
 
     def _position(self) -> tuple[int, int]:
         """(epoch, step) of the next batch."""
-        return divmod(self._batches(), self._steps())
-
-    def _steps(self) -> int:
-        """Batches of an epoch."""
-        steps, limit = len(self.sampler), self.trainer.limit_train_batches
-        return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
-
-    def _stage(self, step: Step) -> list[BatchMultiPatch]:
-        """The views of the stage that a step is in."""
-        if len(self.stages) == 1:
-            return self.views
-        steps = self._steps()
-        done, total = step.epoch * steps + step.step, steps * self.trainer.max_epochs
-        return self.stages[done * len(self.stages) // total]
+        steps = len(self.sampler)
+        limit = self.trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+        return divmod(self._batches(), steps)
 
     def train_dataloader(self) -> DataLoader:
         self.sampler = StepSampler(
@@ -158,7 +144,7 @@ class PretrainData(pl.LightningDataModule):
         if not self.on_device:
             return [step.indices, torch.stack(images) if self.stacked else images, targets]
         global_batch = self.batch_size * self.trainer.world_size
-        made = make_views(self._stage(step), images, step, self.seed, global_batch)
+        made = make_views(self.views, images, step, self.seed, global_batch)
         views = made[0] if self.stacked else [view for patches in made for view in patches]
         return [step.indices, views, targets]
 

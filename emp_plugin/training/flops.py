@@ -10,13 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from emp_plugin.config import stages
+from emp_plugin.config import augmentations
 from emp_plugin.data import ImageData
 from emp_plugin.data.datasets import IMAGE_SIZE
 from emp_plugin.solo_learn import build_method, pl, processes
 from emp_plugin.training.data import PretrainData
 from emp_plugin.training.folder import identity
-from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation
+from emp_plugin.transforms import BatchMultiPatch
 
 _COUNTED: dict[str, int | None] = {}
 IMAGES = 2  # of the step that is counted; BatchNorm needs more than one
@@ -24,14 +24,10 @@ PATCHES = 4  # of EMP that are counted; what all take is a multiple of it
 
 
 class _CountStep(pl.Callback):
-    """Counts from the forward pass to the end of the backward pass; views are made before.
-
-    ``update`` counts the optimiser's matrix products, which Muon has.
-    """
+    """Counts from the forward pass to the end of the backward pass; views are made before."""
 
     def __init__(self) -> None:
         self.counter = FlopCounterMode(display=False)
-        self.update = FlopCounterMode(display=False)
 
     def on_train_batch_start(self, *args: Any) -> None:
         self.counter.__enter__()
@@ -39,27 +35,19 @@ class _CountStep(pl.Callback):
     def on_after_backward(self, *args: Any) -> None:
         self.counter.__exit__(None, None, None)
 
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        self.update.__enter__()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.update.__exit__(None, None, None)
-
 
 def training_flops(cfg: DictConfig) -> int | None:
     """Floating-point operations of training on one image: a multiplication and an addition are two.
 
     All views, all networks (momentum networks, heads and prototypes too), forward and backward, as
-    torch's counter has them: convolutions and matrix products. An image has its share of those of
-    the optimiser. What ``patch_chunk`` computes again is not counted. One step on two images is
-    made on the CPU, once for all runs of one identity. None, with a word on standard error, for a
-    method that cannot make such a step.
+    torch's counter has them: convolutions and matrix products. What ``patch_chunk`` computes again
+    is not counted. One step on two images is made on the CPU, once for all runs of one identity.
+    None, with a word on standard error, for a method that cannot make such a step.
     """
     known = identity(cfg)
     if known not in _COUNTED:
         try:
-            parts = stages(cfg)  # equally long
-            _COUNTED[known] = round(sum(_count(cfg, views) for views in parts) / len(parts))
+            _COUNTED[known] = _count(cfg)
         except Exception as error:  # a method of solo-learn's may want anything of its batch
             print(f"FLOPs were not counted: {type(error).__name__}: {error}", file=sys.stderr)
             _COUNTED[known] = None
@@ -79,15 +67,14 @@ def flops_of_steps(cfg: DictConfig, steps: int) -> int | None:
     return images * per_image
 
 
-def _count(cfg: DictConfig, views: list[PatchAugmentation]) -> int:
-    images_per_update = cfg.optimizer.batch_size * processes(cfg) * cfg.accumulate_grad_batches
+def _count(cfg: DictConfig) -> int:
     cfg = OmegaConf.merge(cfg, {"devices": 1, "num_nodes": 1, "accelerator": "cpu"})
     cfg.optimizer.batch_size, cfg.max_epochs, cfg.accumulate_grad_batches = IMAGES, 1, 1
     if "patch_chunk" in cfg.method_kwargs:
         cfg.method_kwargs.patch_chunk = None
     if cfg.method_kwargs.get("queue_size"):  # a multiple of the batch
         cfg.method_kwargs.queue_size = -(-cfg.method_kwargs.queue_size // IMAGES) * IMAGES
-    share = 1.0
+    views, share = augmentations(cfg), 1.0
     if cfg.method == "emp":
         patches = min(PATCHES, views[0].num_patches)
         share = patches / views[0].num_patches
@@ -117,8 +104,7 @@ def _count(cfg: DictConfig, views: list[PatchAugmentation]) -> int:
             use_distributed_sampler=False,
         )
         trainer.fit(build_method(cfg), datamodule=data)
-    update = step.update.get_total_flops() / images_per_update
-    return round(step.counter.get_total_flops() / IMAGES / share + update)
+    return round(step.counter.get_total_flops() / IMAGES / share)
 
 
 @contextmanager

@@ -11,19 +11,12 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import (
-    augmentations,
-    stages,
-    trainer_arguments,
-    uses_gpu,
-    views_per_image,
-)
+from emp_plugin.config import augmentations, trainer_arguments, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, make_views
 from emp_plugin.data.batches import Step
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import pl
 from emp_plugin.training import pictures
-from emp_plugin.training.average import WeightAverage
 from emp_plugin.training.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -52,7 +45,7 @@ from emp_plugin.training.probing import (
     load_method,
     print_table,
 )
-from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation
+from emp_plugin.transforms import BatchMultiPatch
 
 
 def pretrain(cfg: DictConfig) -> Path:
@@ -118,7 +111,6 @@ def fit(
         cfg.data.num_workers,
         stacked=cfg.method == "emp",
         on_device=cfg.data.views == "device",
-        earlier=[on_device(part) for part in stages(cfg)[:-1]],
     )
     timer = pl.callbacks.Timer()
     trainer.callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
@@ -136,8 +128,6 @@ def fit(
                 cfg.checkpoint.keep_every_n_steps,
             )
         )
-    if average_decay(cfg):  # after Checkpoints: when training ends they are written first
-        trainer.callbacks.append(WeightAverage(average_decay(cfg)))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:
@@ -182,7 +172,7 @@ def summarise(
     """
     batches = trainer.global_step * cfg.accumulate_grad_batches
     images = batches * cfg.optimizer.batch_size * trainer.world_size
-    patches = round(images * views_per_image(cfg))
+    patches = images * views_per_image(cfg)
     per_image = training_flops(cfg)
     flops = None if per_image is None else images * per_image
     began = time.perf_counter()
@@ -228,12 +218,13 @@ def summarise(
 
 
 def device_views(cfg: DictConfig) -> list[BatchMultiPatch]:
-    """The run's augmentations, made where the model is; those of its last stage."""
-    return on_device(augmentations(cfg))
+    """The run's augmentations, made where the model is."""
+    return [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
 
 
-def on_device(made: list[PatchAugmentation]) -> list[BatchMultiPatch]:
-    return [BatchMultiPatch.from_augmentation(augmentation) for augmentation in made]
+def views_per_image(cfg: DictConfig) -> int:
+    """Patches (views) of an image in a step."""
+    return sum(augmentation.num_patches for augmentation in augmentations(cfg))
 
 
 def batch_norm_group(cfg: DictConfig) -> int:
@@ -243,13 +234,8 @@ def batch_norm_group(cfg: DictConfig) -> int:
     """
     if cfg.method != "emp":
         return cfg.optimizer.batch_size
-    patches = sum(augmentation.num_patches for augmentation in augmentations(cfg))
+    patches = views_per_image(cfg)
     return cfg.optimizer.batch_size * min(patches, cfg.method_kwargs.get("patch_chunk") or patches)
-
-
-def average_decay(cfg: DictConfig) -> float:
-    """Decay of the average of the weights; 0: there is none."""
-    return cfg.method_kwargs.get("ema_decay") or 0.0
 
 
 def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
@@ -278,8 +264,8 @@ def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
 def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
     """Bytes that the checkpoints of a run take at least.
 
-    A file holds the weights, one moment of the optimiser and the average, if any. There are
-    ``last.ckpt``, ``previous.ckpt``, the one being written, and those that are kept.
+    A file holds the weights and one moment of the optimiser. There are ``last.ckpt``,
+    ``previous.ckpt``, the one being written, and those that are kept.
     """
     if not cfg.checkpoint.enabled:
         return 0
@@ -291,7 +277,7 @@ def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch
         share = isinstance(limit, float)
         steps = int(limit * steps_per_epoch) if share else min(limit, steps_per_epoch)
         kept += cfg.max_epochs * steps // cfg.checkpoint.keep_every_n_steps
-    return (3 if average_decay(cfg) else 2) * weights * (3 + kept)
+    return 2 * weights * (3 + kept)
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:

@@ -195,10 +195,3 @@ def test_a_run_needs_a_length():
     with pytest.raises(ValueError, match="max_epochs"):
         steps_of(trainer(math.inf, 4, 1))
     assert steps_of(trainer(6, 5, 2)) == (6, 3)
-
-
-def test_a_linear_decay_equals_torchs():
-    ours = rates(per_step(sgd(0.3), "warmup_linear", total=8, epoch=8, warmup_epochs=0.25), 9)
-    warm = [(0.0,), (0.15,)]
-    theirs = rates(torch.optim.lr_scheduler.LinearLR(sgd(0.3), 1.0, 0.0, total_iters=6), 7)
-    assert torch.tensor(ours).allclose(torch.tensor([*warm, *theirs]))
