@@ -96,7 +96,9 @@ class Parts:
 
     def equal(self) -> None:
         tried = {factor: self.out / "rates" / f"{factor:.2g}" / RESULTS for factor in FACTORS}
-        best = best_factors({factor: read_table(path) for factor, path in tried.items()})
+        best = best_factors({of: read_table(path) for of, path in tried.items() if path.exists()})
+        if missing := set(METHODS) - set(best):
+            raise SystemExit(f"run part rates first: there are no rates of {', '.join(missing)}")
         lengths = ["epochs=[0.25,1]", "seeds=[0,1,2]", f"at_once={self.at_once}"]
         self._compare("equal", *EQUAL, *lengths, *self._rates(best))
 
@@ -143,6 +145,8 @@ def best_factors(tried: dict[float, pd.DataFrame]) -> dict[str, float]:
     Args:
         tried: rows by factor.
     """
+    if not tried:
+        return {}
     tables = [table.assign(factor=factor) for factor, table in tried.items()]
     rows = pd.concat(tables, ignore_index=True)
     linear = (rows.probe == "linear") & (rows.features == "backbone") & rows.method.isin(METHODS)

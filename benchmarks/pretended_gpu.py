@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from emp_plugin.transforms.ops.crop import resize_weights
+
 WAITING = (
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -227,3 +229,4 @@ def pretending(gpu: PretendedGPU) -> Iterator[PretendedGPU]:
         mock.patch.object(optimizer, "_foreach_supported_types", supported),
     ):
         yield gpu
+    resize_weights.cache_clear()  # it may hold pretended tensors

@@ -49,6 +49,7 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.sub(x.double(), mean).mul_(scale).float() for x in (train, test))
 
 
+@torch.inference_mode()
 def linear_probe(
     train: Tensor,
     train_targets: Tensor,
@@ -120,7 +121,7 @@ def train_classifier(
     velocities = [torch.zeros_like(part) for part in weights]
     batch_size = min(batch_size, len(x))
     mean = x.new_full((batch_size,), 1 / batch_size)
-    of_class = torch.eye(num_classes, dtype=x.dtype, device=x.device)[y]
+    of_class = F.one_hot(y, num_classes).to(x)
     for epoch in range(epochs):
         rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
         order = torch.randperm(len(x), generator=draws).to(x.device)
@@ -129,9 +130,9 @@ def train_classifier(
             # the cross entropy's gradient with respect to the logits
             slope = logits.softmax(1).sub_(of_class.index_select(0, batch))
             for i in reversed(range(len(layers))):
-                weight, bias = velocities[2 * i : 2 * i + 2]
-                weight.addmm_(slope.T, inputs[i], beta=0.9, alpha=1 / batch_size)
-                bias.addmv_(slope.T, mean, beta=0.9)
+                of_weight, of_bias = velocities[2 * i : 2 * i + 2]
+                of_weight.addmm_(slope.T, inputs[i], beta=0.9, alpha=1 / batch_size)
+                of_bias.addmv_(slope.T, mean, beta=0.9)
                 if i:
                     slope = (slope @ layers[i][0]).mul_(inputs[i] > 0)
             torch._foreach_add_(velocities, weights, alpha=weight_decay)

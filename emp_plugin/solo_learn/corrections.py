@@ -161,7 +161,8 @@ def update_teachers_at_once(solo: SimpleNamespace) -> None:
 def take_vicregs_covariances_without_waiting(solo: SimpleNamespace) -> None:
     """The elements off the diagonal are a view, where solo-learn selects them by a mask.
 
-    The host would wait for their number. The bits are the same on a CPU.
+    The host would wait for their number. The bits are the same on a CPU; under autocast on a GPU
+    they are squared in float32, where solo-learn's ``pow_`` keeps the lower precision.
     """
 
     def off_diagonal(matrix: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def allow_few_classes(solo: SimpleNamespace) -> None:
     def accuracy_at_k(outputs: Tensor, targets: Tensor, top_k=(1, 5)) -> list[Tensor]:
         top_k = [min(k, outputs.size(1)) for k in top_k]
         hits = outputs.topk(max(top_k), 1).indices == targets[:, None]
-        shares = hits.sum(0, dtype=torch.float).cumsum(0).mul_(100.0 / len(targets))
+        shares = hits.sum(0).cumsum(0).float().mul_(100.0 / len(targets))
         return [shares[k - 1 : k] for k in top_k]
 
     for module in (solo.metrics, solo.base, solo.linear):

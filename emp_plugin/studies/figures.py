@@ -68,14 +68,15 @@ def draw_ablation(rows: pd.DataFrame, path: Path) -> None:
 def draw_convergence(rows: pd.DataFrame, path: Path) -> None:
     """Accuracies against epochs and against minutes; points are evaluated runs or checkpoints.
 
-    Rows of several machines have FLOPs in place of minutes.
+    Rows of several machines, or without minutes, have FLOPs in place of minutes.
     """
     measured, references = _drawn(rows)
     if measured.empty:
         return
     measured = measured.assign(minutes=measured.train_seconds / 60, petaflops=measured.flops / 1e15)
     units = {"epoch": "epochs (passes through the training set)"}
-    if measured.machine.nunique() > 1:  # their minutes cannot be compared
+    # minutes of several machines, or of runs side by side, cannot be compared
+    if measured.machine.nunique() > 1 or measured.train_seconds.isna().any():
         units["petaflops"] = "PFLOP of training"
     else:
         units["minutes"] = "minutes of training (without evaluation)"
@@ -143,6 +144,8 @@ def _curves(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]
         same = rows.run.isin(points.run) & rows.protocol.isin(points.protocol)
         whole = rows[same].drop_duplicates(["run", "epoch"])
         label = f"{method_title(method)}, in the course of {describe_length(budget, length)}"
+        if rows.protocol.nunique() > 1:
+            label += f" ({', '.join(points.protocol.unique())})"
         style = {"label": label, "markersize": 3, "linestyle": "-", **_style(method)}
         yield whole.assign(point=whole.epoch), style
     several = ends.schedule.nunique() > 1

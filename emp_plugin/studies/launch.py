@@ -123,6 +123,9 @@ class Runs:
         )
 
 
+RUNNING: set[subprocess.Popen] = set()  # by run_process; several where runs train at once
+
+
 def run_process(command: list[str]) -> str | None:
     """Run a command with its output shown as it comes; None, or why it failed.
 
@@ -131,6 +134,7 @@ def run_process(command: list[str]) -> str | None:
     """
     tail, interrupted = b"", False
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        RUNNING.add(process)
         while True:
             try:
                 if not (part := process.stderr.read1(4096)):
@@ -143,6 +147,7 @@ def run_process(command: list[str]) -> str | None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(1)
                 process.terminate()  # if Ctrl-C came to us alone, or SIGTERM
+    RUNNING.discard(process)
     if interrupted:
         raise UserError("interrupted; the same command continues")
     status = process.returncode

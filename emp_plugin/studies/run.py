@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin.config import Probe, check_config
 from emp_plugin.errors import UserError
-from emp_plugin.studies.launch import Runs, last_line
+from emp_plugin.studies.launch import RUNNING, Runs, last_line
 from emp_plugin.studies.lengths import Lengths
 from emp_plugin.studies.paper import paper_name
 from emp_plugin.studies.plan import Trial, TrialFailed, plan
@@ -174,7 +174,13 @@ class Study:
                 if self.runs.evaluated(recipe, checkpoints) is None:
                     settings[trial] = recipe, overrides, checkpoints, keep
         with ThreadPoolExecutor(self.cfg.at_once) as pool:
-            list(pool.map(train, settings))
+            try:
+                list(pool.map(train, settings))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(RUNNING):
+                    process.terminate()  # they write their checkpoints first
+                raise
 
     def settings(
         self, trial: Trial
@@ -213,7 +219,7 @@ class Study:
             "run": str(folder.relative_to(self.results)),
         }
         flops = summary["flops"] // summary["images"]
-        rows = []
+        rows, untimed = [], {"train_seconds": None} if self.cfg.at_once > 1 else {}
         for name, point in checkpoints.items():
             try:
                 settings = recipe.evaluation
@@ -224,9 +230,9 @@ class Study:
                 print(f"failed: {failure}; going on", flush=True)
                 rows.append(self.row(trial, **point, error=str(failure)))
             else:
-                rows += evaluation_rows(self.row(trial, **point, **about), on_the_way)
+                rows += evaluation_rows(self.row(trial, **point, **about), on_the_way | untimed)
         row = self.row(trial, **about, epoch=round(self.lengths.epochs(trial, recipe), 4))
-        return rows + evaluation_rows(row, summary)
+        return rows + evaluation_rows(row, summary | untimed)
 
     def checkpoints(
         self, trial: Trial, recipe: DictConfig

@@ -38,7 +38,7 @@ class StudySettings:
     evaluate_every: float | None = None
     # of time_to_accuracy.md, top-1 in percent
     thresholds: list[float] = field(default_factory=list)
-    # runs that train at once, for a large GPU; their minutes say nothing then
+    # runs that train at once, for a large GPU; their rows then have no minutes
     at_once: int = 1
     results_dir: str = MISSING
     # make tables and figures from the CSV that is there

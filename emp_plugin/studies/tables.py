@@ -22,10 +22,6 @@ from emp_plugin.studies.rows import (
 from emp_plugin.studies.titles import dataset_title
 
 NOTHING = "There are rows of the protocol quick alone, for figures.\n"
-ON_THE_WAY = (
-    "Points on the way are of the protocol quick: probes learn from at most 10,000 images and are "
-    "scored on at most 2,000."
-)
 PAPERS_PROBES = ("linear", "published")  # those that a figure of the paper can stand beside
 
 # --- table.md
@@ -75,7 +71,7 @@ def _lines_of_length(measured: pd.DataFrame, references: pd.DataFrame) -> list[s
 def _figures(rows: pd.DataFrame, columns: list[Cell], scales: bool) -> list[str]:
     """A line of the table, after the method and its features."""
     line = ["", "", "", ""]
-    if rows.train_seconds.max() > 0:
+    if rows.patches.max() > 0:
         minutes = _minutes(rows.groupby("seed").train_seconds.first())
         flops = f"{rows.flops.mean() / 1e15:.3g}"
         line = [f"{rows.epoch.mean():.4g}", minutes, flops, f"{rows.patches.mean():,.0f}"]
@@ -155,13 +151,14 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
         rows: of a study.
         thresholds: top-1 accuracies in percent.
     """
-    if _published(rows).empty:
+    rows = _published(rows)
+    if rows.empty:
         return NOTHING
-    rows = rows[(rows.protocol != "quick") | (rows.schedule == COURSE)]
     measured, _ = split_references(rows)
     seeds = measured.groupby("title").seed.nunique()
     linear = measured.probe.isin(PAPERS_PROBES)
-    measured = measured[(measured.error == "") & (measured.labels == 1) & linear]
+    timed = measured.train_seconds.notna()  # runs side by side have no minutes
+    measured = measured[(measured.error == "") & (measured.labels == 1) & linear & timed]
     lines = [
         f"# Minutes of training to an accuracy: {data_title(rows)}",
         "",
@@ -170,8 +167,6 @@ def time_to_accuracy(rows: pd.DataFrame, thresholds: list[float]) -> str:
         "sets how many), so that the true time may be shorter. The paper's minutes stand beside "
         "its own features, view and probe.",
     ]
-    if "quick" in set(rows.protocol):
-        lines += ["", ON_THE_WAY]
     papers = paper_minutes(set(rows.dataset))
     for cell in cells(measured):
         lines += ["", f"## {cell}", ""]
@@ -287,7 +282,9 @@ def _mean(values: pd.Series, digits: int) -> str:
 
 
 def _minutes(seconds: pd.Series) -> str:
-    """As :func:`_mean`, in minutes; a GPU's are parts of one."""
+    """As :func:`_mean`, in minutes; a GPU's are parts of one. Nothing where there are none."""
+    if seconds.isna().any():
+        return ""
     return _mean(seconds / 60, 1 if seconds.mean() >= 60 else 2)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import networks_of, pl
 
 
@@ -22,14 +23,30 @@ class Compiled(pl.Callback):
     the state put back. If that fails, one line says so, and the run is not compiled at all. Eager
     from its first bit on, it is the run that it would have been without this.
 
+    A continued run stays what it was, compiled or not.
+
     Args:
         mode: ``default`` or ``reduce-overhead`` (CUDA graphs), as of ``torch.compile``.
+
+    Raises:
+        UserError: if a run that was compiled cannot be any more.
     """
 
     def __init__(self, mode: str):
         self.mode = mode
         # of each module its compiled forward; None: not tried yet
         self.forwards: dict[nn.Module, Any] | None = None
+        self.before: bool | None = None  # whether the run was, before it was continued
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self.before if self.forwards is None else self.forwards)
+
+    def state_dict(self) -> dict[str, bool]:
+        return {"compiled": self.compiled}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        self.before = state["compiled"]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
@@ -53,12 +70,14 @@ class Compiled(pl.Callback):
     def _begin(
         self, trainer: pl.Trainer, module: pl.LightningModule, views: Tensor | list[Tensor]
     ) -> None:
+        if self.before is False:
+            self.forwards = {}  # it goes on as it began
+            return
         online, teacher = networks_of(module)
         # those of an earlier run in this process count: torch keeps eight versions of a function
         torch.compiler.reset()
         try:
-            # solo-learn gives the teacher's weights a new place in every step, and a CUDA graph
-            # would be recorded anew for each
+            # a teacher's CUDA graphs have not been tried
             self.forwards = {part: self._compile(part, self.mode) for part in online}
             self.forwards |= {part: self._compile(part, "default") for part in teacher}
             self._put_in()
@@ -68,9 +87,14 @@ class Compiled(pl.Callback):
             self._put_back()
             self.forwards = {}
             lines = str(error).strip().splitlines() or [""]
+            reason = f"the compiler failed ({type(error).__name__}: {lines[0]})"
+            if self.before:
+                raise UserError(
+                    f"this run was compiled so far, and {reason}: mend it, or begin anew with "
+                    "performance.compile=off"
+                ) from error
             print(
-                f"performance.compile={self.mode}: this run is not compiled, because the compiler "
-                f"failed ({type(error).__name__}: {lines[0]})",
+                f"performance.compile={self.mode}: this run is not compiled, because {reason}",
                 flush=True,
             )
 

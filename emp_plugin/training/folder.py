@@ -26,7 +26,8 @@ from emp_plugin.solo_learn import API, VERSION, pl
 CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
-# Raised by hand when a change makes the same settings train to other weights.
+# Raised by hand when a change makes the same settings train to other weights, by more than what an
+# accelerator rounds differently.
 TRAINING_VERSION = 1
 # Settings that do not change the training, and those of the Trainer that only show it or validate.
 NOT_COMPARED = {

@@ -91,14 +91,15 @@ class CollapseGauge(pl.Callback):
 
     def state_dict(self) -> dict[str, int | None]:
         self._check()
-        return {"collapsed_at": self.collapsed_at, "low_steps": self.low_steps}
+        names = ("collapsed_at", "low_steps", "looked_at")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        self.collapsed_at, self.low_steps = state["collapsed_at"], state["low_steps"]
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         projector = getattr(module, "projector", None)
-        self.looked_at = trainer.global_step
         if isinstance(projector, torch.nn.Module):
             self.hook = projector.register_forward_hook(self._collect)
 

@@ -199,7 +199,7 @@ def summarise(
         "patches": patches,
         "flops": flops,
         "collapsed": gauge.collapsed_at is not None,
-        "compiled": any(isinstance(c, Compiled) and c.forwards for c in trainer.callbacks),
+        "compiled": any(isinstance(c, Compiled) and c.compiled for c in trainer.callbacks),
         "identity": identity(cfg),
         "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1),

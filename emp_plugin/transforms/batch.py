@@ -60,7 +60,7 @@ class BatchMultiPatch(nn.Module):
     the patches are those of the whole.
 
     Computes in float32 also under autocast. A lowered float32 matmul precision on CUDA ("high")
-    touches resizing and blur only, by less than half a grey level.
+    touches resizing, blur and colours.
 
     Args:
         num_patches, patch_size, output_size, **settings: the fields of `PatchAugmentation`.

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import sys
+import time
 
 import pandas as pd
 import pytest
@@ -361,6 +363,23 @@ def test_runs_at_once_give_the_same_rows(tmp_path, trained, no_report, monkeypat
     at_once = compare(tmp_path / "at once", "at_once=2")
     same = ["method", "steps", "identity", "view", "probe", "top1", "top5", "error"]
     pd.testing.assert_frame_equal(one_by_one[same], at_once[same])
+    assert of(one_by_one, "emp").train_seconds.notna().all()
+    assert of(at_once, "emp").train_seconds.isna().all()
+
+
+def test_an_interrupted_study_stops_all_of_its_runs(tmp_path, monkeypatch):
+    ended = []
+
+    def train(self, method, *_):
+        if method == "simclr":
+            while not launch.RUNNING:
+                time.sleep(0.01)
+            raise KeyboardInterrupt  # as in the main thread, which waits for the threads
+        ended.append(launch.run_process([sys.executable, "-c", "import time; time.sleep(60)"]))
+
+    monkeypatch.setattr(launch.Runs, "train", train)
+    assert command(tmp_path, "at_once=2", "methods=[simclr,emp]") == 1
+    assert ended == ["killed by signal 15"]
 
 
 def test_an_ablation_varies_one_setting(tmp_path, trained, no_report):

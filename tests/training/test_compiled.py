@@ -1,6 +1,8 @@
 """Networks compiled for the training: the same run, and an eager one where the compiler fails."""
 
 import copy
+import os
+import signal
 
 import pandas as pd
 import pytest
@@ -186,6 +188,29 @@ def test_without_a_compiler_the_run_is_an_eager_one(eager, tmp_path, monkeypatch
     ]
     assert_same(run, eager)
     assert not pd.read_json(run / "summary.json", typ="series").compiled
+
+
+def test_a_continued_run_stays_what_it_was(tmp_path, monkeypatch, capsys):
+    setting = "performance.compile=default"
+    runs_at = "auto_resume.enabled=True"
+    for name, first, second in (("eager", fails_at_once, None), ("compiled", None, fails_at_once)):
+        folder = tmp_path / name
+        monkeypatch.setattr(torch, "compile", first or (lambda forward, **_: forward))
+        with monkeypatch.context() as stop:
+            at_step(stop, 3, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            assert runs.pretrain(folder, *SETTINGS, *TINY_EMP, setting, runs_at) == 1
+        assert "stopped by SIGTERM" in capsys.readouterr().err
+        monkeypatch.setattr(torch, "compile", second or (lambda forward, **_: forward))
+        status = runs.pretrain(folder, *SETTINGS, *TINY_EMP, setting, runs_at)
+        if name == "eager":
+            assert status == 0
+            run = the_run(folder)
+            assert not pd.read_json(run / "summary.json", typ="series").compiled
+        else:
+            assert status == 1
+            assert (
+                "this run was compiled so far, and the compiler failed" in capsys.readouterr().err
+            )
 
 
 def test_the_trial_leaves_buffers_and_random_numbers():

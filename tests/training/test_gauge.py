@@ -227,7 +227,8 @@ def test_a_resumed_run_goes_on_counting_and_says_nothing_twice(capsys):
     for _ in range(gauge.PATIENCE - 1):
         steps.make(collapsed())
     state, gauge = gauge.state_dict(), CollapseGauge()
-    assert state == {"collapsed_at": None, "low_steps": gauge.PATIENCE - 1}
+    low = gauge.PATIENCE - 1
+    assert state == {"collapsed_at": None, "low_steps": low, "looked_at": low}
     gauge.load_state_dict(state)
     steps = Steps(gauge)
     steps.make(collapsed())
@@ -250,7 +251,11 @@ def test_a_method_without_a_projector_is_left_out():
     steps.gauge.on_train_batch_start(steps.trainer, steps.module, [torch.arange(4)], 0)
     steps.gauge.on_before_backward(steps.trainer, steps.module, None)
     steps.gauge.on_train_batch_end(steps.trainer, steps.module, None, None, 0)
-    assert steps.gauge.state_dict() == {"collapsed_at": None, "low_steps": 0}
+    assert steps.gauge.state_dict() == {
+        "collapsed_at": None,
+        "low_steps": 0,
+        "looked_at": 0,
+    }
 
 
 def test_a_projector_that_is_not_called_is_left_out():
