@@ -83,7 +83,7 @@ class CollapseGauge(pl.Callback):
     def __init__(self):
         self.collapsed_at: int | None = None  # the step at which it was said
         self.low_steps = 0
-        self.looked_at = 0  # the step of the look before
+        self.looked_at: int | None = None  # the step of the look before
         self.outputs: list[Tensor] | None = None  # None: nothing is to be collected
         self.values: Tensor | None = None
         self.pending: LateCopy | None = None
@@ -99,6 +99,8 @@ class CollapseGauge(pl.Callback):
             setattr(self, name, value)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.looked_at is None:
+            self.looked_at = trainer.global_step
         projector = getattr(module, "projector", None)
         if isinstance(projector, torch.nn.Module):
             self.hook = projector.register_forward_hook(self._collect)

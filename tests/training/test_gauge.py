@@ -231,9 +231,10 @@ def test_a_resumed_run_goes_on_counting_and_says_nothing_twice(capsys):
     assert state == {"collapsed_at": None, "low_steps": low, "looked_at": low}
     gauge.load_state_dict(state)
     steps = Steps(gauge)
+    steps.trainer.global_step = low
     steps.make(collapsed())
     gauge.on_train_end(steps.trainer, steps.module)
-    assert gauge.collapsed_at == 1
+    assert gauge.collapsed_at == gauge.PATIENCE
     capsys.readouterr()
     again = CollapseGauge()
     again.load_state_dict(gauge.state_dict())
