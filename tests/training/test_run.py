@@ -134,8 +134,9 @@ def test_the_online_classifier_s_row_is_the_validation_s(config, digits, tmp_pat
     # an online classifier that knows something
     mean, std = augmentation.mean, augmentation.std
     features, targets = extract_features(encoder(model), train, mean=mean, std=std)
-    knowing = train_classifier(features["backbone"], targets, 10, 0, 30, 0.03, 0, 10)
-    model.classifier.load_state_dict(knowing[0].state_dict())
+    sgd = 10, 0, 30, 0.03, 0, 10
+    [(weight, bias)] = train_classifier(features["backbone"], targets, *sgd)
+    model.classifier.load_state_dict({"weight": weight, "bias": bias})
     device, out = torch.device("cpu"), tmp_path / "evaluation.csv"
     rows = evaluate_run(cfg, cfg.evaluation, model, train, test, device, out)
     (row,) = [row for row in rows if row["probe"] == "online linear"]
