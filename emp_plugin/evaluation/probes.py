@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PROBE_SEED = 0
-DISTANCES_AT_ONCE = 5_000_000  # similarities that are in memory at a time
+DISTANCES_AT_ONCE = 25_000_000  # similarities that are in memory at a time
 SQUARED_LENGTH = 16  # of standardised features, on average: the published rate fits any width
 CONSTANT = 1e-5  # of the largest deviation; a feature that varies less counts as constant
 
