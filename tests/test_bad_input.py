@@ -178,7 +178,7 @@ DAMAGES = {  # what is done to the folder, and what the message says
     "no data": (shutil.rmtree, "download failed"),
     "no test set": (
         lambda root: shutil.rmtree(root / "test"),
-        "expected one folder of images per class",
+        "is not a folder",
     ),
     "an empty class": (
         lambda root: [path.unlink() for path in (root / "train" / "class3").iterdir()],
@@ -203,7 +203,7 @@ DAMAGES = {  # what is done to the folder, and what the message says
     ),
     "floating-point pixels": (
         lambda root: Image.new("F", (32, 32)).save(root / "train" / "class2" / "9.tiff"),
-        "floating-point",
+        "set data.window=[low,high]",
     ),
     "one class": (one_class, "1 class folders, but cifar10 has 10"),
     "labels missing in the test set": (
@@ -227,14 +227,11 @@ def test_images(tmp_path, capsys, monkeypatch, pictures, damage):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
 def test_other_kinds_of_images_become_rgb(tmp_path, pictures, mode):
     shutil.copytree(pictures, root := tmp_path / "data")
     grey = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
-    if mode == "I;16":
-        image = Image.fromarray(grey * 256 + 7)
-    else:
-        image = Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    image = Image.fromarray(grey.astype(np.uint8)).convert(mode)
     (root / "train" / "class0" / "0.png").unlink()
     image.save(root / "train" / "class0" / "0.tiff")
     read = load_dataset("cifar10", str(root))[0].images[0]

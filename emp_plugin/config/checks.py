@@ -99,6 +99,12 @@ def _check_data(cfg: DictConfig) -> None:
         "be -1 (all) or in (0, 1]",
     )
     _must(cfg, "data.holdout", lambda part: not part or 0 < part < 1, "be between 0 and 1")
+    _must(
+        cfg,
+        "data.window",
+        lambda window: window is None or len(window) == 2 and window[0] < window[1],
+        "be two numbers, the lower first",
+    )
     _require(
         side is None or (dataset in RESIZABLE and side >= 1),
         f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -23,6 +24,9 @@ from emp_plugin.errors import UserError
 OmegaConf.register_new_resolver(
     "fit", lambda epochs, published, run: epochs * run / published, replace=True
 )
+
+# settings, without their groups, that are names of files and folders
+PATHS = {"train_path", "val_path", "dir", "pretrained_feature_extractor", "resume_from_checkpoint"}
 
 # The arguments of Lightning's Trainer, without those that a run sets itself. A test compares them
 # with Lightning's.
@@ -106,13 +110,28 @@ def _hydra_override(item: str, groups: set[str]) -> str:
 
     ``++`` lets it name a key that the YAML file leaves to the schema's default; the schema finds
     unknown keys. The choice of a group's file, such as ``augmentations=emp``, stays as it is. A
-    value with an equals sign, such as ``epoch=1.ckpt``, is quoted, unless a backslash is before it.
+    value that Hydra's grammar does not take as it stands, such as ``photos (1)``, is quoted.
     """
-    key, _, value = item.partition("=")
-    if "=" in value.replace("\\=", "") and value[0] not in "'\"[{":
-        item = f"{key}='{value}'"
+    key, equals, value = item.partition("=")
+    if equals and not _is_taken_literally(key, value):
+        item = "{}='{}'".format(key, value.replace("'", "\\'"))
     chooses_file = key.lstrip("/") in groups and value.replace("_", "").replace("-", "").isalnum()
     return item if item[0] in "+~" or chooses_file else f"++{item}"
+
+
+def _is_taken_literally(key: str, value: str) -> bool:
+    if value[:1] in ("'", '"') or "\\" in value:  # its author knows the grammar
+        return True
+    if key.rpartition(".")[2] in PATHS:  # a folder may be called [a], or true
+        return value in ("", "null")
+    if value[:1] in ("[", "{"):
+        return True
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        return False
+    parsed = override.value() if not override.is_sweep_override() else None
+    return parsed == value if isinstance(parsed, str) else not override.is_sweep_override()
 
 
 def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
@@ -202,7 +221,7 @@ def _count_views(cfg: DictConfig) -> None:
 
     Views of the first one's size are large crops.
     """
-    cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path)
+    cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path, cfg.data.no_labels)
     made = augmentations(cfg)
     large = [view.num_patches for view in made if view.output_size == made[0].output_size]
     cfg.data.num_large_crops = sum(large)

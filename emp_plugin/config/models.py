@@ -31,6 +31,10 @@ class Data:
     train_path: str | None = "./datasets"
     # custom: class folders to evaluate on; the other datasets find theirs in train_path
     val_path: str | None = None
+    # custom: take all images below train_path; its folders are no classes
+    no_labels: bool = False
+    # grey images of more than 8 bits: the values that become black and white, (low, high)
+    window: list[float] | None = None
     # digits, imagenet100, custom: side in pixels that images are resized to; None: 32, 224, 224
     image_size: int | None = None
     format: str = "image_folder"
@@ -190,6 +194,8 @@ class ProbeData:
     dataset: str | None = None
     train_path: str | None = None
     val_path: str | None = None
+    no_labels: bool | None = None
+    window: list[float] | None = None
     image_size: int | None = None
     holdout: float | None = None
     fraction: float | None = None

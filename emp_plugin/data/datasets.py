@@ -1,25 +1,28 @@
 """Where images come from: a dataset's name and a path -> uint8 images, in memory or on disk."""
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from emp_plugin.data.files import (
     ImageFiles,
+    Window,
     class_folders,
     image_paths,
     list_flat,
     list_folder,
     list_tiny_imagenet,
     open_image,
+    seen_instead,
 )
 from emp_plugin.errors import UserError
 
@@ -42,7 +45,6 @@ IMAGE_SIZE = {  # pixels
 }
 RESIZABLE = ("digits", "imagenet100", "custom")  # to data.image_size
 SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
-UNLABELLED = ["unlabelled"]  # "classes" of a folder without classes, whose targets are -1
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
 NEEDS_NO_DOWNLOAD = "`bash scripts/pretrain/digits/emp.sh` needs no download."
 
@@ -67,6 +69,12 @@ class ImageData:
         indices = torch.as_tensor(indices)
         return replace(self, images=self.images[indices], targets=self.targets[indices])
 
+    def digest(self) -> str:
+        """A hash of images and labels in their order."""
+        content = hashlib.sha256(self.targets.numpy())
+        content.update(self.images.numpy())
+        return content.hexdigest()[:16]
+
 
 def load_dataset(
     name: str,
@@ -75,6 +83,8 @@ def load_dataset(
     fraction: float = -1,
     val_path: str | None = None,
     image_size: int | None = None,
+    window: Window = None,
+    no_labels: bool = False,
 ) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
     """Load the training and the evaluation images of a dataset.
 
@@ -96,6 +106,8 @@ def load_dataset(
         val_path: custom: class folders to evaluate on.
         image_size: ``digits``, ``imagenet100`` and ``custom``: side in pixels that every image is
             resized to; None: 32, 224 and 224.
+        window: of images on disk, see :func:`emp_plugin.data.files.open_image`.
+        no_labels: custom: all images in ``train_path`` and below, whose folders are no classes.
 
     Returns:
         Training and evaluation images; the latter None if the images have no labels.
@@ -114,14 +126,14 @@ def load_dataset(
     else:
         root = Path(train_path).expanduser()
         if name in CIFAR:
-            train, test = _cifar(name, root)
+            train, test = _cifar(name, root, window)
         elif name == "tiny-imagenet":
             train, test = _tiny_imagenet(root, size)
         elif name == "imagenet100":
             train, test = _imagenet100(root, size)
         else:
             val_root = Path(val_path).expanduser() if val_path else None
-            train, test = _custom(root, val_root, size, holdout)
+            train, test = _custom(root, val_root, size, holdout, window, no_labels)
     if holdout:
         train, test = _stratified_split(train, holdout, "data.holdout")
     if fraction > 0 and fraction != 1:
@@ -134,12 +146,14 @@ def load_dataset(
     return train, test
 
 
-def count_classes(name: str, train_path: str | None) -> int:
+def count_classes(name: str, train_path: str | None, no_labels: bool = False) -> int:
     """Number of classes of a dataset; 1 without labels. Only ``custom`` is looked at on disk."""
     if NUM_CLASSES[name] is not None:
         return NUM_CLASSES[name]
     root = Path(train_path or ".").expanduser()
-    return max(1, len(class_folders(root))) if root.is_dir() and not _is_flat(root) else 1
+    if no_labels or not root.is_dir() or _is_flat(root):
+        return 1
+    return max(1, len(class_folders(root)))
 
 
 def _stratified_split(
@@ -160,10 +174,15 @@ def _stratified_split(
             random_state=SPLIT_SEED,
         )
     except ValueError as error:
-        raise UserError(
-            f"{setting}={fraction} cannot split {len(data)} images "
-            f"into {len(data.classes)} classes: {error}"
-        ) from error
+        number = data.targets.bincount(minlength=len(data.classes))
+        single = [data.classes[label] for label in (number == 1).nonzero()[:, 0].tolist()]
+        reason = (
+            f"{len(single)} of the {len(data.classes)} classes have a single image, such as "
+            f"{single[0]}: add images to them, take them out, or set data.val_path"
+            if single
+            else f"{len(data)} images of {len(data.classes)} classes: {error}"
+        )
+        raise UserError(f"{setting}={fraction} cannot split the images: {reason}") from error
     return data.subset(np.sort(rest)), data.subset(np.sort(part))
 
 
@@ -199,32 +218,40 @@ def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
 
 def _imagenet100(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
-    train, test = (list_folder(root / split, size, classes) for split in ("train", "val"))
+    train, test = (list_folder(root / split, size, classes=classes) for split in ("train", "val"))
     return train, test
 
 
 def _custom(
-    root: Path, evaluation: Path | None, size: int, holdout: float
+    root: Path,
+    evaluation: Path | None,
+    size: int,
+    holdout: float,
+    window: Window,
+    no_labels: bool,
 ) -> tuple[ImageFiles, ImageFiles | None]:
-    if _is_flat(root):
+    if no_labels or _is_flat(root):
         if holdout or evaluation:
             raise UserError(
-                f"images lie in {root} itself, so they are without labels and nothing can be "
-                "evaluated: leave data.holdout and data.val_path out, "
+                f"the images in {root} are without labels (data.no_labels=True, or no class "
+                "folders), so nothing can be evaluated: leave data.holdout and data.val_path out, "
                 "or move them into class folders"
             )
-        return list_flat(root, size, UNLABELLED), None
-    train = list_folder(root, size)
+        return list_flat(root, size, window), None
+    if root.is_dir() and not class_folders(root):
+        raise UserError(f"{root}: no images and no class folders{seen_instead(root)}")
+    train = list_folder(root, size, window)
     if "train" in train.classes and set(train.classes) <= SPLITS:
         raise UserError(
             f"{root} holds {' and '.join(train.classes)}, no class folders: "
             f"set data.train_path={root / 'train'}, and data.val_path likewise"
         )
-    test = list_folder(evaluation, size) if evaluation else None
+    test = list_folder(evaluation, size, window) if evaluation else None
     if test is None and not holdout:
         raise UserError(
-            "data.dataset=custom: set data.val_path to class folders to evaluate on, "
-            "or data.holdout=0.1 to take a tenth of the training images"
+            f"{root}: its {len(train.classes)} folders are taken for classes. To evaluate, set "
+            "data.val_path to class folders, or data.holdout=0.1 to take a tenth of the training "
+            "images; if they are no classes, set data.no_labels=True"
         )
     if test:
         _require_same_classes(train, test, f"{evaluation} and {root}")
@@ -244,9 +271,9 @@ def _is_flat(root: Path) -> bool:
     return root.is_dir() and bool(image_paths(root, below=False))
 
 
-def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
+def _cifar(name: str, root: Path, window: Window) -> tuple[ImageData, ImageData]:
     if (root / "train").is_dir():
-        return _folders(root, name)
+        return _folders(root, name, window)
     dataset = CIFAR[name]
     try:
         splits = [dataset(str(root), train=train, download=False) for train in (True, False)]
@@ -272,13 +299,14 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
     )
 
 
-def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
+def _folders(root: Path, name: str, window: Window) -> tuple[ImageData, ImageData]:
     """``root/train/<class>/*`` and ``root/test/<class>/*``, any image format that Pillow reads.
 
     Nothing is skipped, so that all runs see the same images: the first that cannot be read whole,
     or is of another size than the dataset's, is refused by its path.
     """
-    train, test = (_read_folder(root / split, IMAGE_SIZE[name]) for split in ("train", "test"))
+    size = IMAGE_SIZE[name]
+    train, test = (_read_folder(root / split, size, window) for split in ("train", "test"))
     _require_same_classes(train, test, f"{root}: train/ and test/")
     if len(train.classes) != NUM_CLASSES[name]:
         raise UserError(
@@ -288,19 +316,18 @@ def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:
     return train, test
 
 
-def _read_folder(folder: Path, size: int) -> ImageData:
-    known = Image.registered_extensions()
-    try:
-        listing = ImageFolder(
-            str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in known
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: expected one folder of images per class ({error})") from error
-    images = torch.empty(len(listing), 3, size, size, dtype=torch.uint8)
-    for i, (path, _) in enumerate(listing.samples):
-        pixels = np.array(open_image(path))
+def _read_folder(folder: Path, size: int, window: Window) -> ImageData:
+    files = list_folder(folder, size)
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+
+    def read(path: bytes) -> Tensor:
+        pixels = np.array(open_image(os.fsdecode(path), window=window))
         height, width, _ = pixels.shape
         if (height, width) != (size, size):
-            raise UserError(f"{path}: {width}x{height} pixels, expected {size}x{size}")
-        images[i] = torch.from_numpy(pixels).permute(2, 0, 1)
-    return ImageData(images, torch.tensor(listing.targets), listing.classes)
+            name = os.fsdecode(path)
+            raise UserError(f"{name}: {width}x{height} pixels, expected {size}x{size}")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    for i, image in enumerate(files.each(read, f"{folder.parent.name}, {folder.name}")):
+        images[i] = image
+    return ImageData(images, files.targets, files.classes)

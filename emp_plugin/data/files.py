@@ -1,19 +1,31 @@
 """Images on disk: listed once, decoded when a step asks for them, to squares of one size."""
 
+import functools
+import hashlib
 import multiprocessing
 import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from emp_plugin.errors import UserError
+
+Window = tuple[float, float] | None
+UNLABELLED = ["unlabelled"]  # "classes" of images without labels, whose targets are -1
+OUTPUT = ".emp_plugin_output"  # a file in folders that hold what runs leave
+NEARLY_EMPTY = 8  # of 255: an image whose values span less has lost its contrast somewhere
+DARK = 64  # of 255: no 16-bit colour image that uses its range stays below
 
 
 def no_marks() -> Tensor:
@@ -33,12 +45,14 @@ class ImageFiles:
         targets: int64 (N,).
         classes: names of the classes.
         size: side of the square, in pixels, that every image becomes (:func:`read_image`).
+        window: see :func:`open_image`.
     """
 
     paths: np.ndarray
     targets: Tensor
     classes: list[str]
     size: int
+    window: Window = None
     reading: Tensor = field(default_factory=no_marks, repr=False)
 
     def __len__(self) -> int:
@@ -53,9 +67,15 @@ class ImageFiles:
         images = []
         for index in np.asarray(indices).tolist():
             self._mark(1 + index)
-            images.append(read_image(os.fsdecode(self.paths[index]), self.size))
+            images.append(self._read(self.paths[index]))
         self._mark(0)
         return torch.stack(images)
+
+    def _read(self, path: bytes) -> Tensor:
+        image = read_image(os.fsdecode(path), self.size, self.window)
+        if is_nearly_empty(image):
+            _warn_of_range(os.path.dirname(path), path, image.min().item(), image.max().item())
+        return image
 
     def _mark(self, number: int) -> None:
         if worker := get_worker_info():
@@ -83,16 +103,60 @@ class ImageFiles:
     def read_all(self, description: str) -> Tensor:
         """All images at once, uint8 (N, 3, size, size), with a progress bar."""
         images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
-        # threads, because Pillow decodes without holding Python's lock
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(lambda path: read_image(os.fsdecode(path), self.size), self.paths)
-            shown = track(decoded, total=len(self), description=description, transient=True)
-            for i, image in enumerate(shown):
-                images[i] = image
+        for i, image in enumerate(self.each(self._read, description)):
+            images[i] = image
         return images
 
+    def each(self, read: Callable[[bytes], Any], description: str) -> Iterator[Any]:
+        """What ``read`` makes of every path, in order, with a progress bar."""
+        # threads, because Pillow decodes without holding Python's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = pool.map(read, self.paths)
+            yield from track(made, total=len(self), description=description, transient=True)
 
-def read_image(path: str | Path, size: int) -> Tensor:
+    def faults(self) -> Iterator[str]:
+        """One line for every file that cannot be read or has nearly no contrast."""
+
+        def fault(path: bytes) -> str:
+            try:
+                image = read_image(os.fsdecode(path), self.size, self.window)
+            except UserError as error:
+                return str(error)
+            name = os.fsdecode(path)
+            return f"{name}: nearly without contrast" if is_nearly_empty(image) else ""
+
+        return filter(None, self.each(fault, "reading"))
+
+    def digest(self) -> str:
+        """A hash of what was listed: labels, names and sizes of the files in their order.
+
+        Names are those below the folder that holds all, which may have moved.
+        """
+        names = [os.fsdecode(path) for path in self.paths]
+        root = os.path.commonpath(names) if len(names) > 1 else ""
+        listed = hashlib.sha256(self.targets.numpy().tobytes())
+        for name in names:
+            listed.update(f"{os.path.relpath(name, root)}\0{os.path.getsize(name)}\0".encode())
+        return listed.hexdigest()[:16]
+
+
+def is_nearly_empty(image: Tensor) -> bool:
+    """Whether the values of a uint8 image span less than 8 of 255."""
+    return int(image.max()) - int(image.min()) < NEARLY_EMPTY
+
+
+@functools.cache
+def _warn_of_range(folder: bytes, *first: Any) -> None:
+    """Once for each folder and process, naming its ``first`` such image."""
+    path, low, high = first
+    warnings.warn(
+        f"{os.fsdecode(path)}: its values are {low} to {high} of 255, nearly without contrast. "
+        f"`emp check-data {os.fsdecode(folder)}` names all such images",
+        stacklevel=2,
+    )
+
+
+def read_image(path: str | Path, size: int, window: Window = None) -> Tensor:
     """An image file as uint8 (3, size, size).
 
     The shorter side is resized to ``size``; of the longer one the middle is kept.
@@ -100,7 +164,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
     Raises:
         UserError: as :func:`open_image`.
     """
-    image = open_image(path, size)
+    image = open_image(path, size, window)
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -110,42 +174,72 @@ def read_image(path: str | Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: str | Path, size: int | None = None) -> Image.Image:
-    """An image file of any kind as RGB.
+def open_image(path: str | Path, size: int | None = None, window: Window = None) -> Image.Image:
+    """An image file of any kind as RGB, upright by its EXIF orientation.
 
-    16-bit grey keeps its upper 8 bits, transparency is dropped.
+    Transparency is dropped. Of an animation the first picture is taken. 16-bit colours keep their
+    upper 8 bits.
 
     Args:
         path: of the file.
         size: if given, a large JPEG is decoded at a half, a quarter or an eighth, but never below
             this size in pixels.
+        window: values that become black and white, of images in grey with more than 8 bits or in
+            floating point. What lies between is a line, what lies outside is cut off.
 
     Raises:
-        UserError: naming a file that is missing, cut off, no image, or of floating-point pixels.
+        UserError: naming a file that is missing, cut off or no image, that needs a window, holds
+            several pages, or has 16-bit colours of which 8 bits would leave too little.
     """
     try:
         with Image.open(path) as file:
             if size:
                 file.draft("RGB", (size, size))
-            return _rgb(file)
-    except (Image.DecompressionBombError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+            return _rgb(file, window)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path}: {error}. Save it smaller; training shrinks it to data.image_size anyway"
+        ) from error
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, which have no scale")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+def _rgb(image: Image.Image, window: Window) -> Image.Image:
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise ValueError(f"it holds {image.n_frames} pages: save each as a file of its own")
+    has_16_bits = any(";16" in str(tile[-1]) for tile in image.tile)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_windowed(np.asarray(image, dtype=np.float64), window)).convert(
+            "RGB"
+        )
+    image = image.convert("RGB")
+    if has_16_bits and max(high for _, high in image.getextrema()) < DARK:
+        raise ValueError("its 16-bit colours use the lowest values alone: convert it to 8 bits")
+    return image
 
 
-def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> ImageFiles:
+def _windowed(values: np.ndarray, window: Window) -> np.ndarray:
+    """Grey values as uint8; the window's ends are 0 and 255. What is no number becomes black."""
+    if window is None:
+        low, high = np.nanmin(values), np.nanmax(values)
+        raise ValueError(
+            f"its grey values, {low:g} to {high:g}, are no 8-bit ones: set data.window=[low,high], "
+            f"the values that become black and white in all images, such as [{low:g},{high:g}]"
+        )
+    low, high = window
+    values = np.nan_to_num((values - low) / (high - low), nan=0.0)
+    return (255 * values.clip(0, 1)).round().astype(np.uint8)
+
+
+def list_folder(
+    folder: Path, size: int, window: Window = None, classes: list[str] | None = None
+) -> ImageFiles:
     """``folder/<class>/**`` with labels, in the order of the classes' names.
 
     Args:
         folder: one folder per class.
-        size: see :class:`ImageFiles`.
+        size, window: see :class:`ImageFiles`.
         classes: only these folders; the others are left alone.
 
     Raises:
@@ -164,36 +258,70 @@ def list_folder(folder: Path, size: int, classes: list[str] | None = None) -> Im
     for label, name in enumerate(names):
         found = image_paths(folder / name)
         if not found:
-            raise UserError(f"{folder / name}: no images in this class folder; fill or remove it")
+            raise UserError(
+                f"{folder / name}: no images in this class folder{seen_instead(folder / name)}; "
+                "fill or remove it"
+            )
         paths += found
         targets += [label] * len(found)
-    return _image_files(paths, targets, names, size)
+    return _image_files(paths, targets, names, size, window)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, sorted; hidden ones are no classes."""
+    """Names of the folders in ``folder``, sorted; hidden ones and outputs are no classes."""
     return sorted(
         entry.name
         for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and not entry.name.startswith(".") and not _is_output(Path(entry.path))
     )
 
 
-def list_flat(folder: Path, size: int, classes: list[str]) -> ImageFiles:
-    """All images in ``folder`` and below, without labels: their targets are -1."""
+def _is_output(folder: Path) -> bool:
+    """Whether it holds what runs leave and nothing else."""
+    if (folder / OUTPUT).exists():
+        return True
+    return any(folder.glob(f"*/{OUTPUT}")) and not image_paths(folder)
+
+
+def make_output_folder(folder: Path) -> None:
+    """Make a folder for what runs leave, marked so that it is never listed as data."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *new):
+        (path / OUTPUT).touch()
+
+
+def seen_instead(folder: Path) -> str:
+    """For a message: the endings of the files in a folder without images, and what is read."""
+    endings = Counter(path.suffix or "no ending" for path in folder.rglob("*") if path.is_file())
+    if not endings:
+        return ""
+    found = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(3))
+    return f" ({found}; read are .png, .jpg, .tif, .webp and whatever else Pillow knows)"
+
+
+def list_flat(folder: Path, size: int, window: Window = None) -> ImageFiles:
+    """All images in ``folder`` and below, without labels: their targets are -1.
+
+    Raises:
+        UserError: if there are none.
+    """
     paths = image_paths(folder)
-    return _image_files(paths, [-1] * len(paths), classes, size)
+    if not paths:
+        raise UserError(f"{folder}: no images{seen_instead(folder)}")
+    return _image_files(paths, [-1] * len(paths), UNLABELLED, size, window)
 
 
 def image_paths(folder: Path, below: bool = True) -> list[bytes]:
     """Files in ``folder``, and ``below`` it, that Pillow knows by their extension, sorted.
 
-    Linked folders are followed, each folder once. Hidden files, such as macOS's ``._a.jpg``, and
-    hidden folders are left out.
+    Linked folders are followed, each folder once. Hidden files, such as macOS's ``._a.jpg``,
+    hidden folders and those of outputs are left out.
     """
     known, paths, seen = Image.registered_extensions(), [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above itself
+        # a link to a folder above itself, or outputs beside the images
+        if (real := os.path.realpath(parent)) in seen or OUTPUT in names:
             folders.clear()
             continue
         seen.add(real)
@@ -210,13 +338,16 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     """Tiny ImageNet as it is distributed.
 
     Training images are ``train/<wnid>/images/*``. Those of ``val/images`` have their labels in
-    ``val/val_annotations.txt``.
+    ``val/val_annotations.txt``; or they have been sorted into ``val/<wnid>``.
 
     Raises:
         UserError: if one of these is missing or does not fit the others.
     """
     train = list_folder(root / "train", size)
     annotations = root / "val" / "val_annotations.txt"
+    sorted_into = [name for name in train.classes if (root / "val" / name).is_dir()]
+    if sorted_into:
+        return train, list_folder(root / "val", size, classes=train.classes)
     if not annotations.is_file():
         raise UserError(f"{annotations} is missing; the archive tiny-imagenet-200.zip holds it")
     label = {name: i for i, name in enumerate(train.classes)}
@@ -232,7 +363,11 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
 
 
 def _image_files(
-    paths: list[bytes], targets: list[int], classes: list[str], size: int
+    paths: list[bytes],
+    targets: list[int],
+    classes: list[str],
+    size: int,
+    window: Window = None,
 ) -> ImageFiles:
     targets = torch.tensor(targets, dtype=torch.long)
-    return ImageFiles(np.array(paths, dtype=np.bytes_), targets, classes, size)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), targets, classes, size, window)

@@ -1,5 +1,6 @@
 """Views made of PIL images, in DataLoader workers if there are any, as solo-learn makes them."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from emp_plugin.data.files import ImageFiles
 
 
 class ViewDataset(Dataset):
-    """Views of images, fetched a whole step at a time: a list of tensors (b, 3, s, s).
+    """Views of images, fetched a whole step at a time: a list of tensors (n, b, 3, s, s).
+
+    Each is of n views of one size: a worker hands every tensor over as an open file.
 
     An image's views depend on the seed and on its place in the global batch of its step alone,
     whoever fetches it.
@@ -48,7 +51,10 @@ class ViewDataset(Dataset):
                 picture = Image.fromarray(image.permute(1, 2, 0).numpy())
                 made.append([view for make in self.transforms for view in make(picture)])
         views = [torch.stack(of_all) for of_all in zip(*made)]
-        return Batch(step, views, self.data.targets[step.indices])
+        of_one_size = (list(some) for _, some in itertools.groupby(views, lambda x: x.shape))
+        return Batch(
+            step, [torch.stack(some) for some in of_one_size], self.data.targets[step.indices]
+        )
 
 
 @contextmanager

@@ -48,7 +48,16 @@ class Recipes:
 
     def images(self, recipe: DictConfig) -> int:
         """Training images; they are counted once for all recipes that take the same ones."""
-        names = ("dataset", "train_path", "holdout", "fraction", "val_path", "image_size")
+        names = (
+            "dataset",
+            "train_path",
+            "holdout",
+            "fraction",
+            "val_path",
+            "image_size",
+            "window",
+            "no_labels",
+        )
         data = tuple(recipe.data[name] for name in names)
         if data not in self._images:
             self._images[data] = len(load_dataset(*data)[0])

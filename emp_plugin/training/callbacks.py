@@ -77,6 +77,7 @@ class Checkpoints(pl.Callback):
             the method can be rebuilt from the file.
         keep_every_n_steps: optimiser steps between two ``step=N.ckpt``, which are all kept; None:
             there are none.
+        max_seconds: of training in this process; then it is stopped as by a signal. None: no limit.
 
     Raises:
         UserError: after a signal, when the checkpoint is written.
@@ -91,6 +92,7 @@ class Checkpoints(pl.Callback):
         keep_previous: bool,
         config: dict[str, Any],
         keep_every_n_steps: int | None = None,
+        max_seconds: float | None = None,
     ):
         self.folder = folder
         self.every_n_steps = every_n_steps
@@ -99,6 +101,7 @@ class Checkpoints(pl.Callback):
         self.keep_previous = keep_previous
         self.config = config
         self.keep_every_n_steps = keep_every_n_steps
+        self.max_seconds = max_seconds
         self.saved_step = 0
         self.loss = torch.zeros(())
         self.signal = 0
@@ -131,6 +134,16 @@ class Checkpoints(pl.Callback):
             signals.append(self.requeue_signal)
         for number in signals:  # Lightning puts the old handlers back when the fit ends
             signal.signal(number, self._note_signal)
+        if self.max_seconds:
+            signal.signal(signal.SIGALRM, self._note_signal)
+            signal.setitimer(signal.ITIMER_REAL, self.max_seconds)
+
+    def on_exception(self, *args: Any) -> None:
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        if self.max_seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self.signal and number == signal.SIGINT:
@@ -166,6 +179,7 @@ class Checkpoints(pl.Callback):
         add_epoch_sums(trainer, self.epoch_sums)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop_clock()
         epoch = trainer.current_epoch
         add_completed_epochs(trainer, -1)
         self._save_last(trainer, epoch)
@@ -222,7 +236,7 @@ class Checkpoints(pl.Callback):
             advice = f"the same command continues from {path}"
         else:
             advice = f"resume_from_checkpoint={path} continues"
-        name = signal.Signals(received).name
+        name = "max_time" if received == signal.SIGALRM else signal.Signals(received).name
         raise UserError(f"stopped by {name} after step {trainer.global_step}; {advice}")
 
 

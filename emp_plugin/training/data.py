@@ -142,7 +142,8 @@ class PretrainData(pl.LightningDataModule):
         if images is None:
             images = self.images[step.indices]
         if not self.on_device:
-            return [step.indices, torch.stack(images) if self.stacked else images, targets]
+            views = images[0] if self.stacked else [view for some in images for view in some]
+            return [step.indices, views, targets]
         global_batch = self.batch_size * self.trainer.world_size
         made = make_views(self.views, images, step, self.seed, global_batch)
         views = made[0] if self.stacked else [view for patches in made for view in patches]

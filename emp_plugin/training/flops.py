@@ -54,8 +54,8 @@ def training_flops(cfg: DictConfig) -> int | None:
     return _COUNTED[known]
 
 
-def flops_of_steps(cfg: DictConfig, steps: int) -> int | None:
-    """Floating-point operations of a training's first steps; None where they cannot be known.
+def flops_of_batches(cfg: DictConfig, batches: int) -> int | None:
+    """Floating-point operations of a training's first batches; None where they cannot be known.
 
     They cannot where :func:`training_flops` has none, or the run took as many GPUs as it found.
     """
@@ -63,8 +63,7 @@ def flops_of_steps(cfg: DictConfig, steps: int) -> int | None:
     per_image = None if found else training_flops(cfg)
     if per_image is None:
         return None
-    images = steps * cfg.accumulate_grad_batches * cfg.optimizer.batch_size * processes(cfg)
-    return images * per_image
+    return batches * cfg.optimizer.batch_size * processes(cfg) * per_image
 
 
 def _count(cfg: DictConfig) -> int:

@@ -1,7 +1,6 @@
 """The folder of a run: its place, what is written into it, how an unfinished one is found again."""
 
 import csv
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -14,16 +13,19 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emp_plugin import __version__
+from emp_plugin.data import ImageData, ImageFiles
+from emp_plugin.data.files import make_output_folder
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, VERSION, pl
 
 CONFIG, SUMMARY, VERSIONS, LOCK = "config.yaml", "summary.json", "versions.json", ".lock"
+DATA = "data.json"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 # Raised by hand when a change makes the same settings train to other weights, by more than what an
@@ -46,6 +48,7 @@ NOT_COMPARED = {
     "val_check_interval",
     "check_val_every_n_epoch",
     "knn_eval",
+    "max_time",
     "profiler",
 }
 PLACES = {"num_workers", "train_path", "val_path", "format"}  # of data, likewise
@@ -64,6 +67,8 @@ def identity(cfg: DictConfig) -> str:
         del settings["performance"]["compile"]  # as before there was such a setting
     own = settings["data"]["dataset"] == "custom"
     left_out = PLACES - {"train_path"} if own else PLACES
+    # as before there were such settings
+    left_out |= {key for key in ("window", "no_labels") if not settings["data"].get(key)}
     data = settings["data"].items()
     settings["data"] = {key: value for key, value in data if key not in left_out}
     text = json.dumps([TRAINING_VERSION, settings], sort_keys=True)
@@ -112,17 +117,18 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
+def claim(folder: Path, cfg: DictConfig, needed: int, data: dict[str, Any]) -> Iterator[None]:
     """Make a run's folder, or take over an unfinished one, for this process alone.
 
-    Configuration and versions are written into it, into one taken over too: settings that do not
-    change the training may differ. The folder is locked within the context; however this process
-    ends, the system then drops the lock.
+    Configuration, versions and a description of the images are written into it, into one taken over
+    too: settings that do not change the training may differ. The folder is locked within the
+    context; however this process ends, the system then drops the lock.
 
     Args:
         folder: of the run.
         cfg: its configuration.
         needed: bytes that its checkpoints will take.
+        data: :func:`describe_data` of its images.
 
     Raises:
         UserError: if the folder cannot be written, another process is at work in it, or the disk
@@ -139,23 +145,70 @@ def claim(folder: Path, cfg: DictConfig, needed: int) -> Iterator[None]:
         )
     about = json.dumps(versions() | {"identity": identity(cfg)}, indent=2) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         lock = (folder / LOCK).open("w")
-        # lockf's lock is of this process; unlike flock's, data workers do not inherit it
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(lock)
         write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
         write_text(folder / VERSIONS, about)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is training in {folder}; "
-            "wait for it, or start a second run with auto_resume.enabled=False"
-        ) from error
+        write_text(folder / DATA, json.dumps(data, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error}; choose another folder with checkpoint.dir=DIR"
         ) from error
     with lock:
         yield
+
+
+def _take_lock(file: IO[str]) -> None:
+    """Lock a file in a run's folder for this process.
+
+    lockf's lock is of the process; unlike flock's, data workers do not inherit it, and outlive it.
+
+    Raises:
+        UserError: if another process has it. A system without such locks is named in a line.
+    """
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(
+            f"another process is training in {Path(file.name).parent}; "
+            "wait for it, or start a second run with auto_resume.enabled=False"
+        ) from error
+    except (ImportError, OSError) as error:
+        print(f"no file locks here ({error}): start no second run in {Path(file.name).parent}")
+
+
+def describe_data(
+    train: ImageData | ImageFiles, test: ImageData | ImageFiles | None
+) -> dict[str, Any]:
+    """What the images of a run are: their number, classes, and a hash of what was listed."""
+    return {
+        name: {"images": len(images), "classes": list(images.classes), "digest": images.digest()}
+        for name, images in (("train", train), ("evaluation", test))
+        if images is not None
+    }
+
+
+def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
+    """Check that a run is continued on the images that it began with.
+
+    Raises:
+        UserError: if they are others. Folders from before there was data.json pass.
+    """
+    noted = checkpoint.parent / DATA
+    began = json.loads(noted.read_text()) if noted.exists() else data
+    for name, images in data.items():
+        before = began.get(name)
+        if before is not None and before != images:
+            raise UserError(
+                f"the {name} images changed since the run in {checkpoint.parent} began: "
+                f"{before['images']} images of {len(before['classes'])} classes then, "
+                f"{images['images']} of {len(images['classes'])} now. Continued, it would be of "
+                "two sets. Train anew with auto_resume.enabled=False, or bring the old images back"
+            )
 
 
 def _runs_of(cfg: DictConfig) -> Path:

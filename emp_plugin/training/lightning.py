@@ -19,6 +19,11 @@ def batches_trained(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
+def batches_of(checkpoint: dict[str, Any]) -> int:
+    """Batches that a checkpoint's training has behind it, in each process."""
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+
+
 def epochs_begun(checkpoint: dict[str, Any]) -> int:
     """Epochs that a checkpoint's training has begun: the completed, and one that has batches."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

@@ -26,8 +26,9 @@ from emp_plugin.evaluation.protocol import UNTRAINED
 from emp_plugin.evaluation.views import Encode, find_pool
 from emp_plugin.solo_learn import backbone_of, build_method, pl
 from emp_plugin.training.callbacks import CONFIG_KEY
-from emp_plugin.training.flops import flops_of_steps
+from emp_plugin.training.flops import flops_of_batches
 from emp_plugin.training.folder import identity, versions, write_rows
+from emp_plugin.training.lightning import batches_of
 
 
 def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
@@ -39,6 +40,8 @@ def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | Ima
         data.fraction,
         data.get("val_path"),
         data.get("image_size"),
+        data.get("window"),
+        data.get("no_labels", False),
     )
 
 
@@ -166,7 +169,7 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     # names to compare.
     same_data = data.dataset == cfg.data.dataset
     same_labels = same_data and (data.dataset != "custom" or not probe.data.train_path)
-    flops = flops_of_steps(cfg, saved["global_step"])
+    flops = flops_of_batches(cfg, batches_of(saved))
     rows = evaluate_run(
         cfg, settings, method, train, test, device, out, same_labels, flops, probe.precision
     )

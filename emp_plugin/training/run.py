@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +29,10 @@ from emp_plugin.training.data import PretrainData
 from emp_plugin.training.flops import training_flops
 from emp_plugin.training.folder import (
     SUMMARY,
+    check_data,
     checkpoints_in,
     claim,
+    describe_data,
     identity,
     new_folder,
     unfinished_folder,
@@ -37,6 +40,7 @@ from emp_plugin.training.folder import (
     write_text,
 )
 from emp_plugin.training.gauge import CollapseGauge
+from emp_plugin.training.lightning import batches_trained
 from emp_plugin.training.metrics import MetricsCSV
 from emp_plugin.training.probing import (
     evaluate_run,
@@ -46,6 +50,11 @@ from emp_plugin.training.probing import (
     print_table,
 )
 from emp_plugin.transforms import BatchMultiPatch
+
+MEMORY_ADVICE = (
+    "set method_kwargs.patch_chunk (patches per image at a time, for emp), or take fewer patches "
+    "or a smaller optimizer.batch_size"
+)
 
 
 def pretrain(cfg: DictConfig) -> Path:
@@ -58,6 +67,9 @@ def pretrain(cfg: DictConfig) -> Path:
     resuming = cfg.auto_resume.enabled and not cfg.resume_from_checkpoint
     folder = unfinished_folder(cfg) if resuming else None
     checkpoint = newest_readable(folder, cfg) if folder else cfg.resume_from_checkpoint
+    data = describe_data(train, test)
+    if checkpoint:
+        check_data(Path(checkpoint), data)
     resumed_step = load_method(checkpoint, like=cfg)[2]["global_step"] if checkpoint else 0
     folder = folder or new_folder(cfg)
     # before the method: solo-learn 1.0.6 counts the devices, and the setting may make no sense
@@ -73,7 +85,7 @@ def pretrain(cfg: DictConfig) -> Path:
     if not trainer.is_global_zero:  # the first process alone writes and evaluates
         fit(cfg, trainer, model, train, test, folder, checkpoint)
         return folder
-    with claim(folder, cfg, checkpoint_bytes(cfg, model, len(train) // global_batch)):
+    with claim(folder, cfg, checkpoint_bytes(cfg, model, len(train) // global_batch), data):
         origin = f", continued from {checkpoint} (step {resumed_step})" if checkpoint else ""
         print(f"run folder: {folder}{origin}")
         trainer.loggers = build_loggers(cfg, folder, resumed_step)
@@ -126,6 +138,7 @@ def fit(
                 cfg.checkpoint.keep_prev,
                 OmegaConf.to_container(cfg),
                 cfg.checkpoint.keep_every_n_steps,
+                max_seconds(cfg),
             )
         )
     try:
@@ -134,11 +147,10 @@ def fit(
         # Lightning's answer to a signal before the first step, or to a second Ctrl-C
         raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            "out of memory: set method_kwargs.patch_chunk (patches per image at a time), "
-            f"or fewer patches. {error}"
-        ) from error
+        raise UserError(f"out of memory: {MEMORY_ADVICE}. {error}") from error
     except (RuntimeError, ConnectionError, EOFError) as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise UserError(f"out of memory: {MEMORY_ADVICE}. {error}") from error
         # the latter two when a worker dies while it hands something over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
@@ -157,6 +169,23 @@ def fit(
     return timer.time_elapsed("train")
 
 
+def max_seconds(cfg: DictConfig) -> float | None:
+    """``max_time``, "DD:HH:MM:SS" or a mapping as timedelta takes it, in seconds.
+
+    Raises:
+        UserError: for anything else.
+    """
+    limit = cfg.get("max_time")
+    if limit is None:
+        return None
+    try:
+        names = "days", "hours", "minutes", "seconds"
+        given = dict(zip(names, map(int, limit.split(":")))) if isinstance(limit, str) else limit
+        return timedelta(**given).total_seconds()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"max_time must be DD:HH:MM:SS, got {limit}") from error
+
+
 def summarise(
     cfg: DictConfig,
     trainer: pl.Trainer,
@@ -170,8 +199,7 @@ def summarise(
 
     The last is the sign that a run is finished.
     """
-    batches = trainer.global_step * cfg.accumulate_grad_batches
-    images = batches * cfg.optimizer.batch_size * trainer.world_size
+    images = batches_trained(trainer) * cfg.optimizer.batch_size * trainer.world_size
     patches = images * views_per_image(cfg)
     per_image = training_flops(cfg)
     flops = None if per_image is None else images * per_image
@@ -295,6 +323,9 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     callbacks = []
     if cfg.get("enable_progress_bar", True):
         callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
+    arguments = trainer_arguments(cfg)
+    if cfg.checkpoint.enabled:  # which then watches the time itself: a run can go on from there
+        arguments.pop("max_time", None)
     defaults = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)}
     try:
         trainer = pl.Trainer(
@@ -305,9 +336,15 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
             default_root_dir=folder,
             enable_checkpointing=False,
             use_distributed_sampler=False,
-            **(defaults | trainer_arguments(cfg)),
+            **(defaults | arguments),
         )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+    # RuntimeError: SLURM's tasks are not as many as the devices, for instance
+    except (
+        pl.utilities.exceptions.MisconfigurationException,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:
         raise UserError(f"Trainer: {error}") from error
     if trainer.world_size > 1 and cfg.performance.compile != "off":
         raise UserError(
@@ -326,19 +363,28 @@ def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.l
         UserError: for a logger that is not installed.
     """
     try:
-        return [MetricsCSV(folder / "metrics.csv", resumed_step), *_optional_loggers(cfg, folder)]
+        return [
+            MetricsCSV(folder / "metrics.csv", resumed_step),
+            *_optional_loggers(cfg, folder, resumed_step),
+        ]
     except ModuleNotFoundError as error:
         raise UserError(f"{error}; install it, or switch that logger off") from error
 
 
-def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
+def _optional_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     loggers = []
     if cfg.tensorboard.enabled:
-        loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
+        loggers.append(
+            pl.loggers.TensorBoardLogger(
+                folder, name="tensorboard", version="", purge_step=resumed_step or None
+            )
+        )
     if cfg.wandb.enabled:
         loggers.append(
             pl.loggers.WandbLogger(
                 name=cfg.name,
+                id=folder.name,  # so that a continued run is the same one there
+                resume="allow",
                 project=cfg.wandb.project,
                 entity=cfg.wandb.entity,
                 offline=cfg.wandb.offline,

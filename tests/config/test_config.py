@@ -232,6 +232,18 @@ def test_probe_configuration():
         read("pretrained_feature_extractor=x.ckpt", "max_epochs=4")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["Fotos München", "照片", "photos (1)", "cats,dogs", "a#1", "100%", "it's", "~/x", "[a]", "{a}"]
+    + ["true", "1.0", "a=b", 'say "a"', "a:b", "$HOME"],
+)
+def test_paths_are_taken_as_they_are(path):
+    """Hydra's grammar has a meaning of its own for some."""
+    overrides = [f"data.train_path={path}", f"checkpoint.dir={path}"]
+    cfg = read_config(str(SCRIPTS / "pretrain"), "digits/emp", overrides)
+    assert cfg.data.train_path == cfg.checkpoint.dir == path
+
+
 def test_the_arguments_of_lightning_s_trainer_are_settings():
     set_by_the_run = {
         "max_epochs",  # of the schema itself

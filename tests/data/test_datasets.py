@@ -115,7 +115,7 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
         ),
         (
             lambda root: (root / "train" / "empty").mkdir(),
-            "expected one folder of images per class",
+            "no images in this class folder",
         ),
     ],
 )

@@ -1,3 +1,7 @@
+import shutil
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,8 @@ from emp_plugin.data.files import (
     list_flat,
     list_folder,
     list_tiny_imagenet,
+    make_output_folder,
+    open_image,
     read_image,
 )
 from emp_plugin.errors import UserError
@@ -44,11 +50,113 @@ def test_other_modes_become_rgb(tmp_path, mode):
     assert torch.equal(read_image(tmp_path / "a.tiff", 8), expected)
 
 
-def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
-    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    Image.fromarray(values).save(tmp_path / "a.png")
-    expected = torch.from_numpy((values >> 8).astype(np.uint8))
-    assert torch.equal(read_image(tmp_path / "a.png", 8)[0], expected)
+RAMP = np.arange(64).reshape(8, 8) / 63  # black to white
+DEEP = {  # file: grey values that 8 bits do not hold, and the window that makes them the ramp
+    "12 bits in 16.png": ((RAMP * 4095).astype(np.uint16), (0, 4095)),
+    "all 16 bits.png": ((RAMP * 65535).astype(np.uint16), (0, 65535)),
+    "16 bits, big endian.tif": ((RAMP * 65535).astype(">u2"), (0, 65535)),
+    "8 bits in 32.tif": ((RAMP * 255).astype(np.int32), (0, 255)),
+    "Hounsfield units.tif": ((RAMP * 4095 - 1024).astype(np.int32), (-1024, 3071)),
+    "unit interval.tif": (RAMP.astype(np.float32), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_grey_needs_a_window_and_keeps_its_contrast(tmp_path, name):
+    values, window = DEEP[name]
+    path = tmp_path / name
+    Image.fromarray(values).save(path)
+    with pytest.raises(UserError, match=rf"{name}.*set data.window=\[low,high\]") as caught:
+        read_image(path, 8)
+    assert f"{values.min():g} to {values.max():g}" in str(caught.value)
+    read = read_image(path, 8, window)
+    assert abs(read[0].numpy() - 255 * RAMP).max() <= 1
+    half = read_image(path, 8, (window[0], (window[0] + window[1]) / 2))
+    assert abs(half[0].numpy() - (510 * RAMP).clip(0, 255)).max() <= 2
+
+
+def test_what_is_no_number_is_black(tmp_path):
+    values = RAMP.astype(np.float32)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", 8, (0, 1))[0, 3, 3] == 0
+
+
+def test_deep_colours_keep_their_upper_bits_or_are_refused(tmp_path):
+    for name, high in (("whole.png", 65535), ("12 bits.png", 4095)):
+        values = (RAMP[..., None].repeat(3, 2) * high).astype(">u2")
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+        header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        content = b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert abs(read_image(tmp_path / "whole.png", 8)[1].numpy() - 255 * RAMP).max() <= 1
+    with pytest.raises(UserError, match=r"12 bits.png.*convert it to 8 bits"):
+        read_image(tmp_path / "12 bits.png", 8)
+
+
+def test_pages_are_refused(tmp_path):
+    pages = [Image.new("L", (8, 8), value) for value in (0, 128, 255)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=r"a.tif.*3 pages"):
+        read_image(tmp_path / "a.tif", 8)
+
+
+def test_images_are_upright(tmp_path):
+    lying = Image.new("RGB", (64, 32), "red")
+    lying.paste("blue", (32, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x112] = 6  # a camera held upright: red is above
+    lying.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = open_image(tmp_path / "a.jpg")
+    assert image.size == (32, 64)
+    assert image.getpixel((16, 8))[0] > 200 > 50 > image.getpixel((16, 56))[0]
+
+
+def test_images_without_contrast_are_named(tmp_path):
+    Image.new("L", (8, 8), 3).save(tmp_path / "dark.png")
+    picture(tmp_path / "good.png", (8, 8))
+    (tmp_path / "cut.png").write_bytes(b"")
+    files = list_flat(tmp_path, 8)
+    faults = list(files.faults())
+    assert len(faults) == 2
+    assert "cut.png: not a readable image" in faults[0]
+    assert "dark.png: nearly without contrast" in faults[1]
+    with pytest.warns(UserWarning, match="dark.png: its values are 3 to 3 of 255"):
+        files.fetch(torch.tensor([1]))
+
+
+def test_outputs_are_no_data(tmp_path):
+    """Runs started among the images leave folders and pictures there."""
+    for name in ("ant", "bee"):
+        picture(tmp_path / name / "1.png")
+    before = list_folder(tmp_path, 8)
+    make_output_folder(tmp_path / "trained_models" / "emp")
+    picture(tmp_path / "trained_models" / "emp" / "run" / "patches.png")
+    (tmp_path / "mine").mkdir()  # made by hand, and given as checkpoint.dir
+    make_output_folder(tmp_path / "mine" / "emp")
+    picture(tmp_path / "mine" / "emp" / "run" / "patches.png")
+    make_output_folder(tmp_path / "emp")  # checkpoint.dir=.
+    picture(tmp_path / "emp" / "run" / "patches.png")
+    after = list_folder(tmp_path, 8)
+    assert after.classes == before.classes == ["ant", "bee"]
+    assert len(list_flat(tmp_path, 8)) == 2
+    assert after.digest() == before.digest()
+
+
+def test_the_digest_tells_lists_apart(tmp_path):
+    for name in ("ant/1.png", "ant/2.png", "bee/1.png"):
+        picture(tmp_path / "old" / name)
+    digest = list_folder(tmp_path / "old", 8).digest()
+    shutil.copytree(tmp_path / "old", tmp_path / "moved")
+    assert list_folder(tmp_path / "moved", 8).digest() == digest
+    (tmp_path / "moved" / "ant" / "2.png").rename(tmp_path / "moved" / "bee" / "2.png")
+    assert list_folder(tmp_path / "moved", 8).digest() != digest
+    (tmp_path / "old" / "ant" / "2.png").write_bytes(b"another size")
+    assert list_folder(tmp_path / "old", 8).digest() != digest
 
 
 def test_palette_images_become_rgb(tmp_path):
@@ -78,11 +186,11 @@ def test_folders_are_classes(tmp_path):
     assert len(files) == 4
     first_cat = read_image(tmp_path / "cat" / "1.png", 8)
     assert torch.equal(files.fetch(torch.tensor([2, 1]))[1], first_cat)
-    assert list_folder(tmp_path, 8, ["zebra", "cat"]).classes == ["cat", "zebra"]
+    assert list_folder(tmp_path, 8, classes=["zebra", "cat"]).classes == ["cat", "zebra"]
     assert files.subset(torch.tensor([3, 0])).targets.tolist() == [2, 0]
     assert torch.equal(files.read_all("reading"), files.fetch(torch.arange(4)))
     with pytest.raises(UserError, match="lacks 1 of 2 class folders, the first is dog"):
-        list_folder(tmp_path, 8, ["cat", "dog"])
+        list_folder(tmp_path, 8, classes=["cat", "dog"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no images"):
         list_folder(tmp_path, 8)
@@ -120,9 +228,9 @@ def test_what_the_decoder_of_avif_says_is_named_too(tmp_path):
 def test_a_flat_folder_has_no_labels(tmp_path):
     picture(tmp_path / "x" / "1.png")
     picture(tmp_path / "2.png")
-    files = list_flat(tmp_path, 8, ["all"])
+    files = list_flat(tmp_path, 8)
     assert len(files) == 2
-    assert files.classes == ["all"]
+    assert files.classes == ["unlabelled"]
     assert files.targets.tolist() == [-1, -1]
 
 

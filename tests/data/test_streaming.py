@@ -67,10 +67,10 @@ def test_images_on_disk_give_the_features_of_images_in_memory(folders):
 
 
 def test_a_worker_that_dies_is_reported_with_its_image(folders, tmp_path, monkeypatch, capsys):
-    def read_image(path, size, read=files.read_image):
+    def read_image(path, size, window, read=files.read_image):
         if path.endswith("bee/005.jpg"):
             os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory is short
-        return read(path, size)
+        return read(path, size, window)
 
     monkeypatch.setattr(files, "read_image", read_image)
     paths = f"data.train_path={folders}/train", f"data.val_path={folders}/val"

@@ -142,9 +142,9 @@ def test_views_of_images_depend_on_seed_and_place_alone(digits):
     )
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
-    assert [x.shape for x in batch.images] == [(8, 3, 20, 20)] * 2 + [(8, 3, 16, 16)]
+    assert [x.shape for x in batch.images] == [(2, 8, 3, 20, 20), (1, 8, 3, 16, 16)]
     # a process's slice of the global batch
-    assert all(torch.equal(a[4:], b) for a, b in zip(batch.images, part.images))
+    assert all(torch.equal(a[:, 4:], b) for a, b in zip(batch.images, part.images))
     for other in (
         ViewDataset(digits[0], transforms, seed=2).__getitems__(whole),
         ViewDataset(digits[0], transforms, seed=1).__getitems__(whole._replace(step=1)),

@@ -6,7 +6,7 @@ from torch import nn
 
 from emp_plugin.solo_learn import backbone_of, build_method
 from emp_plugin.training import flops
-from emp_plugin.training.flops import flops_of_steps, training_flops
+from emp_plugin.training.flops import flops_of_batches, training_flops
 
 
 def forward_flops(parts, x):
@@ -60,10 +60,10 @@ def test_counting_leaves_the_random_numbers_alone(config):
 def test_a_training_counts_the_images_of_all_processes(config, monkeypatch):
     monkeypatch.setattr(flops, "training_flops", lambda cfg: 1000)
     settings = ("optimizer.batch_size=8", "accumulate_grad_batches=3")
-    assert flops_of_steps(config("digits/emp", *settings), 5) == 1000 * 5 * 8 * 3
-    assert flops_of_steps(config("digits/emp", *settings, "devices=2"), 5) == 1000 * 5 * 8 * 3 * 2
+    assert flops_of_batches(config("digits/emp", *settings), 5) == 1000 * 5 * 8
+    assert flops_of_batches(config("digits/emp", *settings, "devices=2"), 5) == 1000 * 5 * 8 * 2
     every = (*settings, "devices=auto")
-    assert flops_of_steps(config("digits/emp", *every), 5) is None
-    assert flops_of_steps(config("digits/emp", *every, "accelerator=cpu"), 5) == 1000 * 5 * 8 * 3
+    assert flops_of_batches(config("digits/emp", *every), 5) is None
+    assert flops_of_batches(config("digits/emp", *every, "accelerator=cpu"), 5) == 1000 * 5 * 8
     monkeypatch.setattr(flops, "training_flops", lambda cfg: None)
-    assert flops_of_steps(config("digits/emp"), 5) is None
+    assert flops_of_batches(config("digits/emp"), 5) is None

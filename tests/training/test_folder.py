@@ -56,7 +56,7 @@ def test_a_training_of_another_version_is_another(config, tmp_path, monkeypatch)
     cfg = config("cifar/emp", f"checkpoint.dir={tmp_path}")
     before = identity(cfg)
     begun = folder.new_folder(cfg)
-    with folder.claim(begun, cfg, 0):
+    with folder.claim(begun, cfg, 0, {}):
         pass
     assert folder.unfinished_folder(cfg) == begun
     monkeypatch.setattr(folder, "TRAINING_VERSION", folder.TRAINING_VERSION + 1)

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -79,6 +80,40 @@ def test_a_signal_is_answered_with_a_checkpoint_and_a_line(
     assert signal.getsignal(number) == handler
     assert pretrain(tmp_path) == 0
     equal(run, finished)
+
+
+def test_a_run_that_max_time_ends_is_continued(finished, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda trainer: time.sleep(1.5))
+        assert pretrain(tmp_path, "max_time=00:00:00:01") == 1
+    assert "stopped by max_time after step" in capsys.readouterr().err
+    assert not (the_run(tmp_path) / "summary.json").exists()
+    assert pretrain(tmp_path) == 0
+    equal(the_run(tmp_path), finished)
+    assert pretrain(tmp_path, "max_time=an hour") == 1
+    assert "max_time must be DD:HH:MM:SS, got an hour" in capsys.readouterr().err
+
+
+def test_slurm_s_other_number_of_tasks_is_one_line(tmp_path, monkeypatch, capsys):
+    for name, value in {"JOB_ID": "1", "JOB_NAME": "train", "NTASKS": "2", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_NODELIST", "localhost")
+    assert pretrain(tmp_path) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: Trainer: ")
+    assert message.count("\n") <= 2
+
+
+def test_a_file_system_without_locks(finished, tmp_path, monkeypatch, capsys):
+    def no_locks(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert pretrain(tmp_path) == 0
+    assert "no file locks here" in capsys.readouterr().out
+    equal(the_run(tmp_path), finished)
 
 
 def test_a_signal_in_the_last_step_comes_before_the_evaluation(
@@ -243,7 +278,7 @@ def test_one_process_at_a_time(tmp_path, config, monkeypatch, capsys):
         child = os.fork()
         if not child:
             try:
-                with claim(run, config("digits/emp"), 0):
+                with claim(run, config("digits/emp"), 0, {}):
                     os._exit(0)
             except UserError as error:
                 os._exit(7 if "another process is training in" in str(error) else 1)
