@@ -36,7 +36,7 @@ from emp_plugin.studies.rows import (
     trial_row,
     version_columns,
 )
-from emp_plugin.training.folder import SUMMARY, VERSIONS, write_text
+from emp_plugin.training.folder import SUMMARY, versions_of, write_text
 from emp_plugin.training.probing import probe_checkpoint
 
 RESULTS = "results.csv"
@@ -213,7 +213,7 @@ class Study:
         about = {
             "collapsed": summary.get("collapsed", False),
             "identity": summary["identity"],
-            **version_columns(json.loads((folder / VERSIONS).read_text())),
+            **version_columns(versions_of(folder)[-1]),
             "inputs": self.inputs[trial],
             "paper": paper_name(recipe, self.recipes.root / self.recipes.group),
             "run": str(folder.relative_to(self.results)),

@@ -77,8 +77,16 @@ def identity(cfg: DictConfig) -> str:
 
 def identity_of(folder: Path) -> str:
     """The identity of the training in a folder, as it was when that began."""
-    noted = json.loads((folder / VERSIONS).read_text()) if (folder / VERSIONS).exists() else {}
-    return noted.get("identity") or identity(OmegaConf.load(folder / CONFIG))
+    began = versions_of(folder)[:1]
+    noted = began[0].get("identity") if began else None
+    return noted or identity(OmegaConf.load(folder / CONFIG))
+
+
+def versions_of(folder: Path) -> list[dict[str, Any]]:
+    """Versions under which a run began and each time that it was continued."""
+    path = folder / VERSIONS
+    noted = json.loads(path.read_text()) if path.exists() else []
+    return [noted] if isinstance(noted, dict) else noted  # older runs have those of the last time
 
 
 def new_folder(cfg: DictConfig) -> Path:
@@ -143,14 +151,14 @@ def claim(folder: Path, cfg: DictConfig, needed: int, data: dict[str, Any]) -> I
             f"the checkpoints of this run take {needed / 1e6:.0f} MB; "
             "choose another folder with checkpoint.dir=DIR"
         )
-    about = json.dumps(versions() | {"identity": identity(cfg)}, indent=2) + "\n"
+    noted = [*versions_of(folder), versions() | {"identity": identity(cfg)}]
     try:
         make_output_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         lock = (folder / LOCK).open("w")
         _take_lock(lock)
         write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
-        write_text(folder / VERSIONS, about)
+        write_text(folder / VERSIONS, json.dumps(noted, indent=2) + "\n")
         write_text(folder / DATA, json.dumps(data, indent=2) + "\n")
     except OSError as error:
         raise UserError(

@@ -1,5 +1,7 @@
 """What tells one training from another."""
 
+import json
+
 import pytest
 
 from emp_plugin.training import folder
@@ -62,3 +64,16 @@ def test_a_training_of_another_version_is_another(config, tmp_path, monkeypatch)
     monkeypatch.setattr(folder, "TRAINING_VERSION", folder.TRAINING_VERSION + 1)
     assert identity(cfg) != before
     assert folder.unfinished_folder(cfg) is None
+
+
+def test_each_time_a_run_is_continued_is_noted(config, tmp_path):
+    cfg = config("cifar/emp", f"checkpoint.dir={tmp_path}")
+    begun = folder.new_folder(cfg)
+    for times in (1, 2):
+        with folder.claim(begun, cfg, 0, {}):
+            pass
+        assert len(folder.versions_of(begun)) == times
+    older = folder.versions_of(begun)[0]
+    (begun / "versions.json").write_text(json.dumps(older))
+    assert folder.versions_of(begun) == [older]
+    assert folder.identity_of(begun) == identity(cfg)
