@@ -1,18 +1,55 @@
-"""EMP-SSL for solo-learn. Importing this package puts ``"emp"`` into ``solo.methods.METHODS``."""
+"""EMP-SSL for solo-learn.
 
+Importing this package imports no other. When ``solo`` is first imported, by anybody, it is repaired
+(:mod:`emp_plugin.solo_learn.repairs`) and gets ``solo.methods.METHODS["emp"]``; at once if it
+already is.
+"""
+
+import importlib
+import sys
+import warnings
+from copy import copy
+from functools import partial
 from typing import Any
 
 __version__ = "0.1.0"
 
-from emp_plugin import solo_learn  # noqa: E402
-from emp_plugin.methods import EMP  # noqa: E402
-
-solo_learn.METHODS["emp"] = EMP
+ON_DEMAND = {"EMP": "emp_plugin.methods", "load_backbone": "emp_plugin.export"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":  # on demand, as few need it
-        from emp_plugin.export import load_backbone
-
-        return load_backbone
+    if name in ON_DEMAND:
+        return getattr(importlib.import_module(ON_DEMAND[name]), name)
     raise AttributeError(f"module 'emp_plugin' has no attribute '{name}'")
+
+
+class _SoloFinder:
+    """Finds ``solo`` where the other finders do, and has it repaired while it is imported."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "solo":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not _SoloFinder)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec and spec.loader:
+            spec.loader = copy(spec.loader)
+            spec.loader.exec_module = partial(_run_solo, spec.loader.exec_module)
+        return spec
+
+
+def _run_solo(run: Any, module: Any) -> None:
+    _repair_solo()  # imports its modules: those of 1.0.2 do not import by themselves any more
+    run(module)
+
+
+def _repair_solo() -> None:
+    try:
+        importlib.import_module("emp_plugin.solo_learn")
+    except ImportError as error:
+        warnings.warn(f"solo-learn is left as it is, without EMP: {error}", stacklevel=2)
+
+
+sys.meta_path.insert(0, _SoloFinder)
+if "solo" in sys.modules:
+    _repair_solo()

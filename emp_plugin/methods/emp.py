@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from emp_plugin.losses import at_least_float32, emp_ssl_loss
-from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
+from emp_plugin.solo_learn import Corrected, backbone_of, split_settings
 from emp_plugin.solo_learn.schedules import is_logged
 
 PRESETS = {  # the two columns of the paper: its published code and its text
@@ -81,7 +81,7 @@ class EMPSettings:
             )
 
 
-class EMP(BaseMethod):
+class EMP(Corrected):
     """EMP-SSL: projections of an image's patches are drawn to their mean, while images spread out.
 
     Takes the arguments of the installed solo-learn's BaseMethod. The fields of :class:`EMPSettings`

@@ -1,15 +1,17 @@
 """All that depends on the version of solo-learn.
 
-Importing this package imports solo-learn, repairs and corrects it, and exports the names that the
-rest of the project uses. ``API`` is the version whose programming interface is installed: 1.0.2
-(the package index) or 1.0.6 (the repository). ``VERSION`` is what the installed one calls itself.
+Importing this package imports solo-learn, repairs it, and exports the names that the rest of the
+project uses. ``API`` is the version whose programming interface is installed: 1.0.2 (the package
+index) or 1.0.6 (the repository). ``VERSION`` is what the installed one calls itself.
+
+solo-learn's classes are repaired, so that they run on today's libraries. What changes numbers is in
+classes of our own: :func:`corrected` gives the one of a method.
 """
 
 import importlib
 
 from torch import nn
 
-from emp_plugin.solo_learn import corrections, repairs
 from emp_plugin.solo_learn.version import find_api
 
 API, VERSION = find_api()
@@ -23,16 +25,16 @@ else:
     from emp_plugin.solo_learn import v1_0_6 as installed
 
 _solo = installed.import_solo()
-repairs.apply_repairs(_solo, installed.REPAIRS, API)
-corrections.apply_corrections(_solo, API)
+for _repair in installed.REPAIRS:
+    _repair(_solo)
 
 METHODS = importlib.import_module("solo.methods").METHODS
 BaseMethod = _solo.base.BaseMethod
 BaseMomentumMethod = _solo.base.BaseMomentumMethod
-WeightedKNNClassifier = _solo.knn.WeightedKNNClassifier
 
 # these need the names above
 from emp_plugin.solo_learn.build import build_method  # noqa: E402
+from emp_plugin.solo_learn.corrections import Corrected, corrected  # noqa: E402
 from emp_plugin.solo_learn.settings import processes, split_settings  # noqa: E402
 
 
@@ -66,12 +68,16 @@ __all__ = [
     "VERSION",
     "BaseMethod",
     "BaseMomentumMethod",
-    "WeightedKNNClassifier",
+    "Corrected",
     "backbone_of",
     "build_method",
+    "corrected",
     "installed",
     "networks_of",
     "pl",
     "processes",
     "split_settings",
 ]
+
+# whoever has imported solo-learn finds EMP in METHODS
+importlib.import_module("emp_plugin.methods")

@@ -14,6 +14,7 @@ from torch import nn
 from emp_plugin.config import backbone_kwargs
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, METHODS, BaseMethod, BaseMomentumMethod
+from emp_plugin.solo_learn.corrections import KNN, corrected
 from emp_plugin.solo_learn.settings import (
     LARS_KWARGS,
     MOMENTUM_NAMES,
@@ -36,7 +37,9 @@ DEFAULTS_OF_1_0_6 = {"warmup_teacher_temperature_epochs": 0}
 
 
 def build_method(cfg: DictConfig):
-    """The LightningModule of a run's configuration, on either version. ``cfg`` is not changed.
+    """The LightningModule of a run's configuration, on either version, with our corrections of it.
+
+    ``cfg`` is not changed.
 
     Reads name, method, backbone, method_kwargs, momentum, data, optimizer, scheduler, knn_eval,
     performance, max_epochs, accumulate_grad_batches, devices and num_nodes.
@@ -54,6 +57,8 @@ def build_method(cfg: DictConfig):
     check(cfg)
     cfg = _prepared(cls, cfg)
     method = _build_1_0_2(cls, cfg) if API == "1.0.2" else _build_1_0_6(cls, cfg)
+    if method.knn_eval:
+        method.knn = KNN(method.knn_k, knn_distance(cfg))
     for name in BACKBONES:
         backbone = getattr(method, name, None)
         if backbone is None:
@@ -98,7 +103,7 @@ def _build_1_0_6(cls: type, cfg: DictConfig):
     try:
         cfg = cls.add_and_assert_specific_cfg(cfg)
         check_queue(cfg, cfg.method_kwargs)
-        return cls(cfg)
+        return corrected(cls)(cfg)
     except ConfigAttributeError as error:
         raise UserError(f"{error.full_key} is not set; {cfg.method} needs it") from error
     finally:
@@ -129,10 +134,7 @@ def _build_1_0_2(cls: type, cfg: DictConfig):
     if issubclass(cls, BaseMomentumMethod):
         arguments |= {name: cfg.momentum[setting] for name, setting in MOMENTUM_NAMES.items()}
     arguments |= _method_arguments(cls, cfg)
-    method = cls(**arguments)
-    if method.knn_eval:
-        method.knn.distance_fx = knn_distance(cfg)  # the constructor always takes euclidean
-    return method
+    return corrected(cls)(**arguments)
 
 
 def _optimizer_arguments(optimizer: DictConfig) -> dict[str, Any]:

@@ -1,168 +1,237 @@
-"""Corrections: changes to solo-learn that alter numbers.
+"""Corrections: changes to solo-learn that alter numbers or speed.
 
-Each is one function that replaces single attributes of its classes and says why. Most of them
-count by the optimiser step what solo-learn counts by the epoch or by the loader's length, because a
-run of one epoch, or of a part of one (``limit_train_batches``), is a whole training here.
+They are in subclasses, which our commands build (:func:`corrected`); solo-learn's own classes stay
+as they are. Most of them count by the optimiser step what solo-learn counts by the epoch or by the
+loader's length, because a run of one epoch, or of a part of one (``limit_train_batches``), is a
+whole training here.
 """
 
 import functools
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
+from solo.losses import vicreg as vicreg_losses
+from solo.methods import dino, ressl, simclr, swav, vicreg
+from solo.methods.base import BaseMethod, BaseMomentumMethod
+from solo.utils.knn import WeightedKNNClassifier
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics.utilities.data import dim_zero_cat
 
-from emp_plugin.solo_learn import lars
+from emp_plugin.evaluation.probes import nearest, vote, votes_of
+from emp_plugin.solo_learn import API, METHODS, lars
+from emp_plugin.solo_learn.checkpoints import Exchanged
 from emp_plugin.solo_learn.schedules import STEPWISE, is_logged, per_step, steps_of
 
-
-def apply_corrections(solo: SimpleNamespace, api: str) -> None:
-    """Correct the modules of :func:`repairs.import_modules`; a second call does nothing."""
-    if getattr(solo.base, "_corrected_by_emp_plugin", False):
-        return
-    for correct in CORRECTIONS + (CORRECTIONS_OF_1_0_2 if api == "1.0.2" else ()):
-        correct(solo)
-    solo.base._corrected_by_emp_plugin = True
+BANKS = ("train_features", "train_targets", "test_features", "test_targets")
 
 
-def schedule_by_step(solo: SimpleNamespace) -> None:
-    """The learning rate moves with every step, and a warm-up may be any share of an epoch.
+class Corrected(Exchanged):
+    """Corrections of every method; EMP inherits them."""
 
-    1.0.2 moves it once per epoch: in a run of one epoch it would stay where the warm-up starts. The
-    warm-up of 1.0.6 divides by its steps less one and has to end on a whole step. Without a warm-up
-    1.0.6 gives all parameters the same rate, the classifier's too.
-    """
+    corrections = ("lars", "rates")
 
-    def by_step(original):
-        def configure_optimizers(self):
-            name = self.scheduler
-            # left to solo-learn: "none", LinearModel's others, its error for unknown names, and the
-            # schedules of 1.0.6 by epoch
-            if name not in STEPWISE or getattr(self, "scheduler_interval", "step") != "step":
-                return original(self)
+    def configure_optimizers(self) -> Any:
+        """The learning rate moves with every step, and a warm-up may be any share of an epoch.
+
+        1.0.2 moves it once per epoch: in a run of one epoch it would stay where the warm-up starts.
+        The warm-up of 1.0.6 divides by its steps less one and has to end on a whole step. Without a
+        warm-up 1.0.6 gives all parameters the same rate, the classifier's too.
+
+        LARS takes all weights in a few calls, without a wait for a GPU, and that of 1.0.2 scales
+        the gradients that it is called for; see :mod:`lars`.
+        """
+        name = self.scheduler
+        # left to solo-learn: "none", its error for unknown names, the schedules of 1.0.6 by epoch
+        by_step = name in STEPWISE and getattr(self, "scheduler_interval", "step") == "step"
+        if by_step:
             self.scheduler = "none"
-            try:
-                optimizer = original(self)
-            finally:
-                self.scheduler = name
-            total, epoch = steps_of(self.trainer)
-            scheduler = per_step(
-                optimizer,
-                name,
-                total,
-                epoch,
-                # LinearModel of 1.0.2 has none of these three: ten epochs, from 0 and down to 0
-                warmup_epochs=getattr(self, "warmup_epochs", 10),
-                warmup_start_lr=getattr(self, "warmup_start_lr", 0.0),
-                min_lr=getattr(self, "min_lr", 0.0),
-                lr_decay_steps=self.lr_decay_steps,
-            )
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        try:
+            made = super().configure_optimizers()
+        finally:
+            self.scheduler = name
+        if not isinstance(made, Optimizer):  # it comes with a schedule of solo-learn's
+            return made
+        optimizer = lars.at_once(made)
+        if not by_step:
+            return optimizer
+        _mark_static(optimizer, self.learnable_params)
+        total, epoch = steps_of(self.trainer)
+        scheduler = per_step(
+            optimizer,
+            name,
+            total,
+            epoch,
+            warmup_epochs=self.warmup_epochs,
+            warmup_start_lr=self.warmup_start_lr,
+            min_lr=self.min_lr,
+            lr_decay_steps=self.lr_decay_steps,
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
-        return configure_optimizers
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+        return _without_labels(super()._base_shared_step(X, targets), targets)
 
-    for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
-        cls.configure_optimizers = by_step(cls.configure_optimizers)
+    def on_validation_epoch_end(self) -> None:
+        """A validation's means are over the images of all processes; then k-NN's memory is emptied.
+
+        solo-learn takes the mean of the processes' means, however many images each had, and leaves
+        the memory to ``compute``, which with several processes sees copies of it.
+        """
+        images = sum(output["batch_size"] for output in self.validation_step_outputs)
+        log_dict = self.log_dict
+        self.log_dict = lambda log, **_: log_dict(over_processes(self.trainer, log, images))
+        try:
+            super().on_validation_epoch_end()
+        finally:
+            del self.log_dict
+        if self.knn_eval and not self.trainer.sanity_checking:
+            self.knn.reset()
 
 
-def count_swavs_epochs_in_fractions(solo: SimpleNamespace) -> None:
-    """SwAV asks ``current_epoch`` whether its prototypes are still frozen and its queue has begun.
+class CorrectedMomentum(Corrected, BaseMomentumMethod):
+    """Corrections of methods with a momentum network.
 
-    In a run of one epoch they would be frozen to the end.
+    tau's cosine spans the optimiser steps of the run, and goes on from them in a resumed run.
+    solo-learn's spans the loader's length times the epochs. Where ``limit_train_batches`` ends the
+    epochs early, it would never come near 1.
     """
 
+    corrections = (*Corrected.corrections, "tau")
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # so that the first step after a resume counts as new, whatever is being accumulated
+        self.last_step = self.trainer.global_step
+        self._set_tau()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = self.trainer.global_step
+        if step > self.last_step:
+            for online, teacher in self.momentum_pairs:
+                follow(online, teacher, self.momentum_updater.cur_tau)
+            if is_logged(self.trainer, step):
+                self.log("tau", torch.full((), self.momentum_updater.cur_tau, device=self.device))
+        self.last_step = step  # so that there is nothing left to do for solo-learn's own
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self._set_tau()
+
+    def _set_tau(self) -> None:
+        self.momentum_updater.update_tau(self.trainer.global_step, steps_of(self.trainer)[0])
+
+    def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+        return _without_labels(super()._shared_step_momentum(X, targets), targets)
+
+
+class SwAV(Corrected, swav.SwAV):
+    """SwAV whose prototypes, queue and epochs fit short and interrupted runs.
+
+    Its prototypes are of length 1 (arXiv 2006.09882), as in 1.0.6, whose settings we take. Those of
+    1.0.2 learn their length, which is 0.58 at the start.
+
+    It has its queue from the beginning, and a checkpoint holds the parts of all processes.
+    solo-learn makes it when training starts, always of zeros. That is too late for a checkpoint,
+    which fails on the unexpected key. As everywhere in solo-learn, it is a buffer. DDP hands the
+    first process's buffers to all before every step, so that on several GPUs all of them use the
+    first one's part.
+    """
+
+    corrections = (*Corrected.corrections, "epochs", "prototypes", "queue")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.prototypes.weight_g.data.fill_(1)
+        self.prototypes.weight_g.requires_grad = False
+        if self.queue_size > 0:
+            self.register_buffer("queue", torch.zeros(2, self.queue_size, self.proj_output_dim))
+
+    @property
     def current_epoch(self) -> float:
+        """Counted in fractions: SwAV asks it for the end of frozen prototypes and for its queue.
+
+        In a run of one epoch prototypes would be frozen to the end.
+        """
         return self.trainer.global_step / steps_of(self.trainer)[1]
 
-    solo.swav.SwAV.current_epoch = property(current_epoch)
-
-
-def wait_for_swavs_queue(solo: SimpleNamespace) -> None:
-    """The queue is used once it is full, as in SwAV's own code (facebookresearch/swav).
-
-    It still begins no earlier than ``epoch_queue_starts``. Until it is full it holds zeros, equally
-    far from all prototypes, which drown the batch's assignments. In 1000 epochs it is full long
-    before it begins; fitted to one epoch, it may not be.
-    """
-    original = solo.swav.SwAV.get_assignments
+    def on_train_start(self) -> None:
+        kept = getattr(self, "queue", None)
+        super().on_train_start()
+        if kept is not None:
+            size = self.queue.shape[1]
+            self.queue = kept[:, self.global_rank * size : (self.global_rank + 1) * size].clone()
 
     def get_assignments(self, preds: list[Tensor]) -> list[Tensor]:
+        """The queue is used once it is full, as in SwAV's own code (facebookresearch/swav).
+
+        It still begins no earlier than ``epoch_queue_starts``. Until it is full it holds zeros,
+        equally far from all prototypes, which drown the batch's assignments. In 1000 epochs it is
+        full long before it begins; fitted to one epoch, it may not be.
+        """
         size = self.queue_size
         if size > 0:  # counted: the host would wait for a look at its last row
             batches = self.trainer.global_step * self.trainer.accumulate_grad_batches
             if batches * len(preds[0]) < self.queue.shape[1]:
                 self.queue_size = 0
         try:
-            return original(self, preds)
+            return super().get_assignments(preds)
         finally:
             self.queue_size = size
 
-    solo.swav.SwAV.get_assignments = get_assignments
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.queue_size > 0 and self.trainer.world_size > 1:
+            checkpoint["state_dict"]["queue"] = torch.cat(list(self.all_gather(self.queue)), dim=1)
 
 
-def move_tau_by_step(solo: SimpleNamespace) -> None:
-    """tau's cosine spans the optimiser steps of the run, and goes on from them in a resumed run.
+class DINO(CorrectedMomentum, dino.DINO):
+    """A run that is resumed in the middle of an epoch tells its loss which one it is.
 
-    solo-learn's spans the loader's length times the epochs. Where ``limit_train_batches`` ends the
-    epochs early, it would never come near 1.
+    solo-learn does so at the start of an epoch alone.
     """
-    cls = solo.base.BaseMomentumMethod
-    original_start = cls.on_train_start
-
-    def set_tau(self) -> None:
-        self.momentum_updater.update_tau(self.trainer.global_step, steps_of(self.trainer)[0])
 
     def on_train_start(self) -> None:
-        original_start(self)
-        # so that the first step after a resume counts as new, whatever is being accumulated
-        self.last_step = self.trainer.global_step
-        set_tau(self)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int, _: int = 0) -> None:
-        step = self.trainer.global_step
-        if step > self.last_step:
-            for pair in self.momentum_pairs:
-                self.momentum_updater.update(*pair)
-            if is_logged(self.trainer, step):
-                self.log("tau", torch.full((), self.momentum_updater.cur_tau, device=self.device))
-        self.last_step = step
-        set_tau(self)
-
-    cls.on_train_start, cls.on_train_batch_end = on_train_start, on_train_batch_end
+        super().on_train_start()
+        self.dino_loss_func.epoch = self.current_epoch
 
 
-def step_lars_at_once(solo: SimpleNamespace) -> None:
-    """All weights in a few calls, without a wait for a GPU; see :mod:`lars`.
-
-    That of 1.0.2 then scales the gradients that it is called for.
-    """
-    if hasattr(solo.lars, "LARS"):
-        solo.lars.LARS.step = lars.step_of_1_0_6
-    else:
-        solo.lars.LARSWrapper.step = lars.step_of_1_0_2
-
-
-def update_teachers_at_once(solo: SimpleNamespace) -> None:
-    """A momentum network's update takes all of its weights in three calls; the bits are the same.
-
-    solo-learn's takes three for each weight.
-    """
+class ReSSL(CorrectedMomentum, ressl.ReSSL):
+    """The place in the queue stays on the device, where solo-learn asks for it in every step."""
 
     @torch.no_grad()
-    def update(self, online_net: nn.Module, momentum_net: nn.Module) -> None:
-        online, momentum = list(online_net.parameters()), list(momentum_net.parameters())
-        if momentum:
-            torch._foreach_mul_(momentum, self.cur_tau)
-            torch._foreach_add_(momentum, torch._foreach_mul(online, 1 - self.cur_tau))
+    def dequeue_and_enqueue(self, k: Tensor) -> None:
+        k = ressl.gather(k)
+        assert self.queue_size % len(k) == 0
+        rows = torch.arange(len(k), device=k.device) + self.queue_ptr
+        self.queue.index_copy_(0, rows, k.to(self.queue.dtype))
+        self.queue_ptr.add_(len(k)).remainder_(self.queue_size)
 
-    solo.momentum.MomentumUpdater.update = update
+
+class SimCLR(Corrected, simclr.SimCLR):
+    """The number of further positives that SimCLR of 1.0.2 logs, 0 without labels, is no copy.
+
+    Copied to a GPU in every step, the host waits for it.
+    """
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.multicrop or self.supervised:
+            return super().training_step(batch, batch_idx)
+        out = super(simclr.SimCLR, self).training_step(batch, batch_idx)
+        z1, z2 = (self.projector(features) for features in out["feats"])
+        nce_loss = simclr.simclr_loss_func(z1, z2, temperature=self.temperature)
+        zero = torch.zeros((), device=nce_loss.device)
+        metrics = {"train_nce_loss": nce_loss, "train_n_positives": zero}
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+        return nce_loss + out["loss"]
 
 
-def take_vicregs_covariances_without_waiting(solo: SimpleNamespace) -> None:
-    """The elements off the diagonal are a view, where solo-learn selects them by a mask.
+def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
+    """VICReg's, of z1 and z2 (b, d): a scalar.
 
-    The host would wait for their number. The bits are the same on a CPU; under autocast on a GPU
-    they are squared in float32, where solo-learn's ``pow_`` keeps the lower precision.
+    The elements off the diagonal are a view, where solo-learn selects them by a mask: the host
+    would wait for their number. The bits are the same on a CPU; under autocast on a GPU they are
+    squared in float32, where solo-learn's ``pow_`` keeps the lower precision.
     """
 
     def off_diagonal(matrix: Tensor) -> Tensor:
@@ -170,75 +239,141 @@ def take_vicregs_covariances_without_waiting(solo: SimpleNamespace) -> None:
         size = len(matrix)
         return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(-1)
 
-    def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
-        images, width = z1.shape
-        centred = [z - z.mean(dim=0) for z in (z1, z2)]
-        first, second = (off_diagonal((z.T @ z) / (images - 1)) for z in centred)
-        return first.pow(2).sum() / width + second.pow(2).sum() / width
-
-    solo.vicreg.covariance_loss = covariance_loss
+    images, width = z1.shape
+    centred = [z - z.mean(dim=0) for z in (z1, z2)]
+    first, second = (off_diagonal((z.T @ z) / (images - 1)) for z in centred)
+    return first.pow(2).sum() / width + second.pow(2).sum() / width
 
 
-def move_ressls_queue_without_waiting(solo: SimpleNamespace) -> None:
-    """The place in the queue stays on the device, where solo-learn asks for it in every step."""
-
-    @torch.no_grad()
-    def dequeue_and_enqueue(self, k: Tensor) -> None:
-        k = solo.ressl.gather(k)
-        assert self.queue_size % len(k) == 0
-        rows = torch.arange(len(k), device=k.device) + self.queue_ptr
-        self.queue.index_copy_(0, rows, k.to(self.queue.dtype))
-        self.queue_ptr.add_(len(k)).remainder_(self.queue_size)
-
-    solo.ressl.ReSSL.dequeue_and_enqueue = dequeue_and_enqueue
+def _with(function: Callable, **names: Any) -> FunctionType:
+    """A copy of a function for which some global names mean something else."""
+    parts = function.__name__, function.__defaults__, function.__closure__
+    return FunctionType(function.__code__, function.__globals__ | names, *parts)
 
 
-def make_simclrs_zero_without_waiting(solo: SimpleNamespace) -> None:
-    """The number of further positives that SimCLR of 1.0.2 logs, 0 without labels, is no copy.
+class VICReg(Corrected, vicreg.VICReg):
+    """VICReg with :func:`covariance_loss`."""
 
-    Copied to a GPU in every step, the host waits for it.
+    corrections = (*Corrected.corrections, "covariance")
+
+    training_step = _with(
+        vicreg.VICReg.training_step,
+        vicreg_loss_func=_with(vicreg_losses.vicreg_loss_func, covariance_loss=covariance_loss),
+    )
+
+
+class KNN(WeightedKNNClassifier):
+    """k-NN for the runs of our commands.
+
+    solo-learn's ``compute`` counts the classes of the test set alone, which breaks when the
+    training set has a label that the test set lacks, and 1.0.2 forgets to normalise features for
+    the cosine.
     """
-    cls = solo.simclr.SimCLR
-    original = cls.training_step
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.multicrop or self.supervised:
-            return original(self, batch, batch_idx)
-        out = super(cls, self).training_step(batch, batch_idx)
-        z1, z2 = (self.projector(features) for features in out["feats"])
-        nce_loss = solo.simclr.simclr_loss_func(z1, z2, temperature=self.temperature)
-        zero = torch.zeros((), device=nce_loss.device)
-        metrics = {"train_nce_loss": nce_loss, "train_n_positives": zero}
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)
-        return nce_loss + out["loss"]
+    def __init__(self, k: int, distance_fx: str):
+        super().__init__(k=k, distance_fx=distance_fx)
+        for bank in BANKS:
+            # checkpoints keep those of training: a run may be cut off between filling and asking
+            kept = bank.startswith("train")
+            self.add_state(bank, default=[], dist_reduce_fx="cat", persistent=kept)
 
-    cls.training_step = training_step
+    def compute(self) -> tuple[float, float]:
+        """Accuracy @1 and @5 in percent, -1 (as in 1.0.6) without features.
+
+        Empties the memory banks.
+        """
+        if not len(self.train_features) or not len(self.test_features):
+            return -1.0, -1.0
+        x, y, u, v = (dim_zero_cat(getattr(self, bank)) for bank in BANKS)
+        limit = self.max_distance_matrix_size
+        weights, neighbours = nearest(x, u, self.k, self.distance_fx, self.epsilon, limit)
+        if self.distance_fx == "cosine":
+            weights = votes_of(weights, self.T)
+        accuracies = tuple(vote(weights, neighbours, y, v))
+        if not self._is_synced:
+            # Banks of several processes together are only lent; on_validation_epoch_end empties
+            # each one's own.
+            self.reset()
+        return accuracies
 
 
-def keep_prototypes_at_length_one(solo: SimpleNamespace) -> None:
-    """SwAV's prototypes are of length 1 (arXiv 2006.09882), as in 1.0.6, whose settings we take.
+OF_SUBCLASSES_TOO = {
+    BaseMethod: Corrected,
+    BaseMomentumMethod: CorrectedMomentum,
+    dino.DINO: DINO,
+    swav.SwAV: SwAV,
+}
+# what these replace as a whole, a subclass may have changed
+OF_ITSELF = {ressl.ReSSL: ReSSL, vicreg.VICReg: VICReg}
+if API == "1.0.2":
+    OF_ITSELF[simclr.SimCLR] = SimCLR
 
-    Those of 1.0.2 learn their length, which is 0.58 at the start.
+
+@functools.cache
+def corrected(cls: type[BaseMethod]) -> type[BaseMethod]:
+    """The class of a method, as METHODS has it, with the corrections that our commands train it by.
+
+    It is a subclass, and called the same; the class itself if it inherits them already.
     """
-    original = solo.swav.SwAV.__init__
-
-    @functools.wraps(original)  # build.py reads its parameters
-    def __init__(self, *args: Any, **kwargs: Any):
-        original(self, *args, **kwargs)
-        self.prototypes.weight_g.data.fill_(1)
-        self.prototypes.weight_g.requires_grad = False
-
-    solo.swav.SwAV.__init__ = __init__
+    known = [OF_SUBCLASSES_TOO[parent] for parent in cls.__mro__ if parent in OF_SUBCLASSES_TOO]
+    ours = OF_ITSELF.get(cls, known[0])
+    if issubclass(cls, ours):
+        return cls
+    return type(cls.__name__, (ours, cls), {"__module__": __name__, "__doc__": cls.__doc__})
 
 
-CORRECTIONS = (
-    schedule_by_step,
-    count_swavs_epochs_in_fractions,
-    wait_for_swavs_queue,
-    move_tau_by_step,
-    step_lars_at_once,
-    update_teachers_at_once,
-    take_vicregs_covariances_without_waiting,
-    move_ressls_queue_without_waiting,
-)
-CORRECTIONS_OF_1_0_2 = (keep_prototypes_at_length_one, make_simclrs_zero_without_waiting)
+def __getattr__(name: str) -> type[BaseMethod]:
+    """The corrected class of this name: pickle asks, perhaps where it has not been made yet."""
+    for cls in METHODS.values():
+        if cls.__name__ == name and issubclass(cls, BaseMethod):
+            return corrected(cls)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+@torch.no_grad()
+def follow(online: nn.Module, teacher: nn.Module, tau: float) -> None:
+    """Move a momentum network towards the online one, all of its weights in three calls.
+
+    solo-learn's takes three for each weight; the bits are the same.
+    """
+    theirs, weights = list(online.parameters()), list(teacher.parameters())
+    if weights:
+        torch._foreach_mul_(weights, tau)
+        torch._foreach_add_(weights, torch._foreach_mul(theirs, 1 - tau))
+
+
+def over_processes(trainer: Any, log: dict[str, Any], images: int) -> dict[str, Any]:
+    """Means over the images of all processes, from those of this one over its ``images``.
+
+    Each image counts once. (Lightning rounds its own weights when their number is odd.)
+    """
+    if trainer.world_size == 1:
+        return log
+    sums = torch.tensor(
+        [float(images), *(float(value) * images for value in log.values())],
+        device=trainer.strategy.root_device,
+    )
+    total, *sums = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    return {key: value / total for key, value in zip(log, sums)}
+
+
+def _mark_static(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Groups with ``static_lr`` (SimSiam's predictor) keep that mark, which 1.0.6 takes off."""
+    static = {group["name"] for group in groups if "name" in group and group.get("static_lr")}
+    for group in optimizer.param_groups:
+        # exclude_bias_n_norm_wd splits groups in two and names the second so
+        if group.get("name", "").removesuffix("_no_decay") in static:
+            group["static_lr"] = True
+
+
+def _without_labels(out: dict[str, Any], targets: Tensor) -> dict[str, Any]:
+    """What a classifier says of a batch; if all targets are -1, a loss of 0, and no accuracy.
+
+    Its cross-entropy is a mean over nothing: NaN, which would be the whole loss of the step. Its
+    accuracy would be 0.
+    """
+    if "loss" in out:  # a momentum network without a classifier has none of them
+        none = (targets < 0).all()
+        for name, value in {"loss": 0.0, "acc1": torch.nan, "acc5": torch.nan}.items():
+            out[name] = out[name].masked_fill(none, value)
+    return out

@@ -7,9 +7,13 @@ for every answer, and a GPU stands idle. On a CPU the bits here are the same as 
 from typing import Any
 
 import torch
+from solo.utils import lars
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from emp_plugin.solo_learn import API
+
+LARS = lars.LARS if API == "1.0.6" else lars.LARSWrapper
 Weight = tuple[Tensor, Tensor, dict[str, Any]]  # the weight, its gradient, its parameter group
 
 
@@ -52,6 +56,22 @@ def step_of_1_0_6(self, closure=None):
         torch._foreach_mul_([updates[p] for p, *_ in members], rates)
     _sgd([(p, updates[p], group) for p, _, group in weights], self.state)
     return loss
+
+
+class LARSAtOnce(LARS):
+    """solo-learn's LARS but for its step."""
+
+    step = step_of_1_0_6 if API == "1.0.6" else step_of_1_0_2
+
+
+def at_once(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Of a new LARS of solo-learn ours with the same weights and settings; any other as it is."""
+    if not isinstance(optimizer, LARS):
+        return optimizer
+    if API == "1.0.6":
+        return LARSAtOnce(optimizer.param_groups, **optimizer.defaults)
+    names = "optim", "eta", "clip", "eps", "exclude_bias_n_norm"
+    return LARSAtOnce(*(getattr(optimizer, name) for name in names))
 
 
 def _loss_of(closure):

@@ -3,6 +3,7 @@
 It was written for torch 1.9 and Lightning 1.5.
 """
 
+import functools
 import importlib
 import sys
 import warnings
@@ -122,41 +123,44 @@ def _strtobool(text: str) -> int:
 def log_validation_by_hook(solo: SimpleNamespace) -> None:
     """The means of a validation are made in hooks, which also keep the outputs of its steps.
 
-    Lightning 2 refuses modules with ``validation_epoch_end`` and hands over no outputs.
+    Lightning 2 refuses modules with ``validation_epoch_end`` and hands over no outputs. They are
+    kept where 1.0.6 keeps them.
     """
 
     def on_validation_epoch_start(self):
-        self._validation_outputs = []
+        self.validation_step_outputs = []
 
     def on_validation_batch_end(
         self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ):
         if outputs is not None:
             # momentum methods return a pair, the second None without a momentum classifier
-            self._validation_outputs.append(outputs if isinstance(outputs, tuple) else (outputs,))
+            own, momentum = outputs if isinstance(outputs, tuple) else (outputs, None)
+            self.validation_step_outputs.append({**own, **(momentum or {})})
 
     def on_validation_epoch_end(self):
-        parts = [part for part in zip(*self._validation_outputs) if part[0] is not None]
-        self._validation_outputs = []
+        outputs = self.validation_step_outputs
         log = {
-            key: solo.metrics.weighted_mean(part, key, "batch_size")
-            for part in parts
+            key: solo.metrics.weighted_mean(outputs, key, "batch_size")
             for key in LOGGED
-            if key in part[0]
+            if outputs and key in outputs[0]
         }
         asks_knn = getattr(self, "knn_eval", False) and not self.trainer.sanity_checking
         # without training features (trainer.validate) there are no neighbours
         if asks_knn and self.knn.train_features:
             log["val_knn_acc1"], log["val_knn_acc5"] = self.knn.compute()
-            self.knn.reset()
-        images = sum(output["batch_size"] for output in parts[0]) if parts else 1
-        self.log_dict(repairs.over_processes(self.trainer, log, images))
+        self.log_dict(log, sync_dist=True)
 
     for cls in (solo.base.BaseMethod, solo.linear.LinearModel):
         for hook in (on_validation_epoch_start, on_validation_batch_end, on_validation_epoch_end):
             setattr(cls, hook.__name__, hook)
     for cls in (solo.base.BaseMethod, solo.base.BaseMomentumMethod, solo.linear.LinearModel):
         del cls.validation_epoch_end
+
+
+def expect_no_loader_index(solo: SimpleNamespace) -> None:
+    """Lightning 2 calls the end of a batch without the index of its loader."""
+    solo.base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)
 
 
 def separate_dinos_clipping(solo: SimpleNamespace) -> None:
@@ -174,8 +178,32 @@ def separate_dinos_clipping(solo: SimpleNamespace) -> None:
     solo.dino.DINO.clip_gradients = clip_gradients
 
 
+@functools.cache
+def _warn_of_lars() -> None:
+    warnings.warn(
+        "LARS of solo-learn 1.0.2 trains as plain SGD without weight decay: it scales gradients "
+        "before Lightning computes them. emp_plugin.solo_learn.corrected(METHODS[...]) is the "
+        "method as the commands of emp_plugin train it, with LARS and with learning rates by step",
+        stacklevel=3,
+    )
+
+
+def warn_of_lars(solo: SimpleNamespace) -> None:
+    """Who trains by LARS without our correction of it hears once what that is."""
+    original = solo.base.BaseMethod.configure_optimizers
+
+    def configure_optimizers(self):
+        if self.lars and "lars" not in getattr(self, "corrections", ()):
+            _warn_of_lars()
+        return original(self)
+
+    solo.base.BaseMethod.configure_optimizers = configure_optimizers
+
+
 REPAIRS = (
     *repairs.REPAIRS,
     log_validation_by_hook,
+    expect_no_loader_index,
     separate_dinos_clipping,
+    warn_of_lars,
 )

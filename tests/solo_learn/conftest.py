@@ -165,7 +165,7 @@ def tools():
 
 @pytest.fixture(scope="session")
 def untouched():
-    """solo-learn's modules once more, neither repaired nor corrected: what fails in them is real.
+    """solo-learn's modules once more, not repaired: what fails in them is real.
 
     ``sys.modules`` keeps the others.
     """
@@ -178,12 +178,6 @@ def untouched():
         for name in _solo_names():
             del sys.modules[name]
         sys.modules.update(in_use)
-
-
-@pytest.fixture(scope="session")
-def unpatched(untouched):
-    """The same, under the name that test_knn.py has for it."""
-    return untouched
 
 
 def _solo_names() -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import API, backbone_of, build_method, repairs
+from emp_plugin.solo_learn import API, backbone_of, build_method, checkpoints
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_either_name_is_read(tools, saved, style):
     method, path = saved
     state = torch.load(path, weights_only=True)["state_dict"]
     if style == "1.0.2":
-        state = repairs._rename(state, {new: old for old, new in repairs.NAMES_OF_1_0_6.items()})
+        state = checkpoints._rename(state, checkpoints.NAMES_OF_1_0_2)
         assert names(state) >= {"encoder", "momentum_encoder"}
     fresh = build_method(tools.make_config("byol"))
     fresh.load_state_dict(state)
@@ -50,7 +50,10 @@ def test_weights_of_another_network_are_still_refused(tools, saved):
         build_method(tools.make_config("simclr")).load_state_dict(state)
 
 
-def test_a_run_continues_under_its_version_alone(tools, saved):
+@pytest.fixture
+def fit(tools, saved):
+    """Continues the checkpoint for a step; gives the number of steps."""
+
     def fit():
         trainer = tools.make_trainer(limit_val_batches=0, max_epochs=2)
         trainer.fit(
@@ -61,21 +64,41 @@ def test_a_run_continues_under_its_version_alone(tools, saved):
         )
         return trainer.global_step
 
+    return fit
+
+
+def test_a_run_continues_under_its_corrections_alone(tools, saved, fit):
+    checkpoint = torch.load(saved[1], weights_only=True)
+    assert checkpoint[checkpoints.CORRECTIONS] == ["lars", "rates", "tau"]
+    torch.save(checkpoint | {checkpoints.CORRECTIONS: ["lars", "rates"]}, saved[1])
+    with pytest.raises(UserError, match="corrections lars, rates, and this run has lars, rates, t"):
+        fit()
+    evaluate(tools, saved[1])
+    del checkpoint[checkpoints.CORRECTIONS]  # one from before they were named
+    torch.save(checkpoint, saved[1])
+    assert fit() == 2
+
+
+def test_a_run_continues_under_its_version_alone(tools, saved, fit):
     assert fit() == 2
     checkpoint = torch.load(saved[1], weights_only=True)
-    [former] = [old for old, now in repairs.FORMER_NAMES.items() if now == API]
-    torch.save(checkpoint | {repairs.WRITTEN_BY: former}, saved[1])
+    [former] = [old for old, now in checkpoints.FORMER_NAMES.items() if now == API]
+    torch.save(checkpoint | {checkpoints.WRITTEN_BY: former}, saved[1])
     assert fit() == 2  # one from before versions were called by their numbers
     other = "1.0.6" if API == "1.0.2" else "1.0.2"
-    torch.save(checkpoint | {repairs.WRITTEN_BY: other}, saved[1])
+    torch.save(checkpoint | {checkpoints.WRITTEN_BY: other}, saved[1])
     refusal = f"written under solo-learn {other}.*auto_resume.enabled=False"
     with pytest.raises(UserError, match=refusal):
         fit()
+    evaluate(tools, saved[1])
+
+
+def evaluate(tools, path):
     trainer = tools.make_trainer()  # evaluating it is not continuing it
     trainer.validate(
         build_method(tools.make_config("byol")),
         tools.loader(4, False),
-        ckpt_path=saved[1],
+        ckpt_path=path,
         verbose=False,
         weights_only=True,
     )

@@ -1,21 +1,26 @@
 """SwAV's epochs and the momentum's tau move with the optimiser's steps, SwAV's queue waits.
 
-What takes fewer calls, or no wait for a GPU, has the bits of solo-learn's on a CPU.
+What takes fewer calls, or no wait for a GPU, has the bits of solo-learn's on a CPU. Its own classes
+are not corrected.
 
 Schedules and LARS have files of their own.
 """
 
+import inspect
 import math
+import pickle
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from solo.losses import vicreg
-from solo.methods import ressl
 from solo.utils import metrics, momentum
 from torch import nn
 
-from emp_plugin.solo_learn import build_method, pl
+from emp_plugin.solo_learn import API, METHODS, build_method, corrected, corrections, pl
+from support import ROOT, run_python
 
 
 class Watch(pl.Callback):
@@ -102,9 +107,9 @@ def test_tau_spans_the_steps_of_the_run(tools, limit, epochs, steps):
     assert watch.taus == pytest.approx(expected)
 
 
-def test_covariances_without_a_mask_have_the_same_bits(untouched):
+def test_covariances_without_a_mask_have_the_same_bits():
     made = []
-    for losses in (vicreg, untouched.vicreg):
+    for losses in (corrections, vicreg):
         z = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
         loss = losses.covariance_loss(*z)
         loss.backward()
@@ -112,27 +117,30 @@ def test_covariances_without_a_mask_have_the_same_bits(untouched):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*made))
 
 
-def test_a_teacher_updated_at_once_has_the_same_bits(untouched):
+def test_a_teacher_updated_at_once_has_the_same_bits():
     ended = []
-    for module in (momentum, untouched.momentum):
+    for at_once in (True, False):
         torch.manual_seed(0)
         online, teacher = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(2))
-        updater = module.MomentumUpdater(0.9, 1.0)
+        updater = momentum.MomentumUpdater(0.9, 1.0)
         for step in range(3):
-            updater.update(online, teacher)
+            if at_once:
+                corrections.follow(online, teacher, updater.cur_tau)
+            else:
+                updater.update(online, teacher)
             updater.update_tau(step, 3)
         ended.append(list(teacher.parameters()))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ended))
 
 
-def test_ressls_queue_moves_as_before(untouched):
+def test_ressls_queue_moves_as_before():
     ended = []
-    for module in (ressl, untouched.ressl):
+    for cls in (corrected(METHODS["ressl"]), METHODS["ressl"]):
         method = SimpleNamespace(
             queue=torch.zeros(8, 3), queue_ptr=torch.zeros(1, dtype=torch.long), queue_size=8
         )
         for step in range(1, 6):  # past the end
-            module.ReSSL.dequeue_and_enqueue(method, torch.full((2, 3), float(step)))
+            cls.dequeue_and_enqueue(method, torch.full((2, 3), float(step)))
         ended.append((method.queue, method.queue_ptr))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ended))
     assert ended[0][1] == 2
@@ -144,3 +152,73 @@ def test_accuracies_from_one_sum_have_the_same_bits(untouched):
         module.accuracy_at_k(logits, targets, (1, 3, 5)) for module in (metrics, untouched.metrics)
     )
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_the_corrected_class_of_a_method():
+    for name, cls in METHODS.items():
+        if name in ("emp", "base", "linear"):
+            continue
+        ours = corrected(cls)
+        assert issubclass(ours, cls)
+        assert issubclass(ours, corrections.CorrectedMomentum) == hasattr(cls, "momentum_pairs")
+        assert (ours.__name__, ours) == (cls.__name__, corrected(cls))
+        assert corrected(ours) is ours
+        assert pickle.loads(pickle.dumps(ours)) is ours
+    assert corrected(METHODS["emp"]) is METHODS["emp"]
+
+
+def test_a_method_can_be_handed_to_another_process(tools, tmp_path):
+    """As Lightning hands it to processes that it spawns: none has made this class before."""
+    method = build_method(tools.make_config("byol"))
+    (tmp_path / "byol").write_bytes(pickle.dumps(method))
+    code = "import pickle, sys; print(*type(pickle.load(open(sys.argv[1], 'rb'))).corrections)"
+    done = run_python(code, tmp_path / "byol")
+    assert done.stdout.split() == ["lars", "rates", "tau"]
+
+
+def test_a_method_of_ones_own_keeps_what_it_overrides(tools, monkeypatch):
+    class Mine(METHODS["ressl"]):
+        def on_train_batch_end(self, *args):
+            seen.append(self.trainer.global_step)
+            super().on_train_batch_end(*args)
+
+        def dequeue_and_enqueue(self, keys):
+            seen.append("keys")
+            super().dequeue_and_enqueue(keys)
+
+    seen = []
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    cfg = tools.make_config("ressl")
+    cfg.method = "mine"
+    method = build_method(cfg)
+    before = method.momentum_projector[0].weight.clone()
+    watch = watched(tools, method, length=8)
+    assert seen == ["keys", 1, "keys", 2]
+    assert watch.taus == pytest.approx([0.9, 0.95])
+    assert not torch.equal(before, method.momentum_projector[0].weight)
+
+
+def changed_functions():
+    """Functions of this project that stand in solo-learn's modules and classes."""
+    for path, module in list(sys.modules.items()):
+        if path.split(".")[0] != "solo":
+            continue
+        classes = [cls for cls in vars(module).values() if getattr(cls, "__module__", "") == path]
+        for owner in (module, *filter(inspect.isclass, classes)):
+            for name, value in vars(owner).items():
+                function = inspect.unwrap(getattr(value, "fget", getattr(value, "__func__", value)))
+                code = getattr(function, "__code__", None)
+                if code and Path(code.co_filename).is_relative_to(ROOT):
+                    yield f"{path}.{'' if owner is module else owner.__name__ + '.'}{name}"
+
+
+def test_solo_learns_own_classes_are_repaired_alone():
+    expected = {f"solo.{of}.accuracy_at_k" for of in ("utils.metrics", "methods.base")}
+    expected.add("solo.methods.linear.accuracy_at_k")
+    if API == "1.0.2":
+        hooks = [f"on_validation_{when}" for when in ("epoch_start", "batch_end", "epoch_end")]
+        expected |= {f"solo.methods.linear.LinearModel.{hook}" for hook in hooks}
+        own = [*hooks, "configure_optimizers"]  # which warns of LARS
+        expected |= {f"solo.methods.base.BaseMethod.{name}" for name in own}
+        expected.add("solo.methods.dino.DINO.clip_gradients")
+    assert set(changed_functions()) == expected

@@ -1,10 +1,12 @@
-"""solo-learn's k-NN classifier, repaired, against one image at a time in float64."""
+"""The k-NN classifier of our runs against one image at a time in float64, and solo-learn's own."""
 
 import pytest
 import torch
+from solo.utils.knn import WeightedKNNClassifier
 
 from emp_plugin.evaluation.probes import knn_probe, nearest
-from emp_plugin.solo_learn import API, WeightedKNNClassifier
+from emp_plugin.solo_learn import API
+from emp_plugin.solo_learn.corrections import KNN
 
 
 def reference(train_x, train_y, test_x, test_y, k, temperature, distance, epsilon):
@@ -28,8 +30,7 @@ def reference(train_x, train_y, test_x, test_y, k, temperature, distance, epsilo
     return [100 * hit / len(test_y) for hit in hits]
 
 
-def repaired_accuracy(train_x, train_y, test_x, test_y, distance, k=3, max_matrix=10**6):
-    knn = WeightedKNNClassifier(k=k, distance_fx=distance, max_distance_matrix_size=max_matrix)
+def accuracy(knn, train_x, train_y, test_x, test_y):
     knn(
         train_features=train_x,
         train_targets=train_y,
@@ -46,7 +47,9 @@ def test_against_reference(distance, k, max_matrix):
     train_x, train_y = 20 * torch.randn(60, 5), torch.randint(9, (60,))
     test_x, test_y = 20 * torch.randn(23, 5), torch.randint(8, (23,))
     expected = reference(train_x, train_y, test_x, test_y, k, 0.07, distance, 1e-5)
-    top1, top5 = repaired_accuracy(train_x, train_y, test_x, test_y, distance, k, max_matrix)
+    knn = KNN(k, distance)
+    knn.max_distance_matrix_size = max_matrix
+    top1, top5 = accuracy(knn, train_x, train_y, test_x, test_y)
     assert top1 == pytest.approx(expected[0])
     # classes without a vote may fill up the five best
     assert top5 >= expected[1] - 1e-9
@@ -58,11 +61,11 @@ def test_unknown_distance():
 
 
 def test_without_features_there_is_no_accuracy():
-    assert WeightedKNNClassifier().compute() == (-1, -1)
+    assert KNN(20, "cosine").compute() == (-1, -1)
 
 
 def test_class_updates_without_computing_and_empties_its_banks():
-    knn = WeightedKNNClassifier(k=1, distance_fx="cosine")
+    knn = KNN(1, "cosine")
     knn(train_features=torch.eye(3).bfloat16(), train_targets=torch.arange(3))
     knn(test_features=torch.eye(3)[:2].bfloat16(), test_targets=torch.tensor([0, 2]))
     assert knn.compute() == (50.0, 50.0)
@@ -75,47 +78,34 @@ def test_untouched_class_cannot_be_made(untouched):
         untouched.knn.WeightedKNNClassifier()
 
 
-def untouched_accuracy(untouched, distance, train_x, train_y, test_x, test_y):
-    knn = untouched.knn.WeightedKNNClassifier.__new__(untouched.knn.WeightedKNNClassifier)
-    knn.__dict__.update(
-        train_features=[train_x],
-        train_targets=[train_y],
-        test_features=[test_x],
-        test_targets=[test_y],
-        k=3,
-        T=0.07,
-        max_distance_matrix_size=10**6,
-        distance_fx=distance,
-        epsilon=1e-5,
-        reset=lambda: None,
-    )
-    return untouched.knn.WeightedKNNClassifier.compute(knn)
+def solo_learns(distance):
+    return WeightedKNNClassifier(k=3, distance_fx=distance)
 
 
 @pytest.mark.skipif(
     API != "1.0.2",
     reason="about solo-learn 1.0.2; 1.0.6 normalises the features itself",
 )
-def test_untouched_cosine_overflows(untouched):
+def test_solo_learns_cosine_overflows():
     """Features of length 20 point at their class, but exp(400 / 0.07) is infinite for all."""
     x = torch.tensor([[20.0, 19.0], [19.0, 20.0], [0.0, 20.0], [0.0, 19.0]])
     y, probe, label = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.0, 20.0]]), torch.tensor([1])
     probe, label = torch.cat([probe, torch.tensor([[20.0, 20.0]])]), torch.tensor([1, 0])
-    assert repaired_accuracy(x, y, probe, label, "cosine")[0] == 100
-    assert untouched_accuracy(untouched, "cosine", x, y, probe, label)[0] < 100
+    assert accuracy(KNN(3, "cosine"), x, y, probe, label)[0] == 100
+    assert accuracy(solo_learns("cosine"), x, y, probe, label)[0] < 100
 
 
-def test_untouched_breaks_on_classes_that_the_test_set_lacks(untouched):
+def test_solo_learns_breaks_on_classes_that_the_test_set_lacks():
     x, y = torch.eye(3), torch.arange(3)
     with pytest.raises((RuntimeError, IndexError)):
-        untouched_accuracy(untouched, "euclidean", x, y, x[:2], y[:2])
-    assert repaired_accuracy(x, y, x[:2], y[:2], "euclidean")[0] == 100
+        accuracy(solo_learns("euclidean"), x, y, x[:2], y[:2])
+    assert accuracy(KNN(3, "euclidean"), x, y, x[:2], y[:2])[0] == 100
 
 
-def test_the_probe_is_solo_learns_where_that_is_right(untouched):
+def test_the_probe_is_solo_learns_where_that_is_right():
     """Features of length 1, and every class in both sets."""
     torch.manual_seed(0)
     x, u = (torch.nn.functional.normalize(torch.randn(n, 5), dim=1) for n in (120, 60))
     y, v = torch.arange(120) % 6, torch.arange(60) % 6
-    theirs = untouched_accuracy(untouched, "cosine", x, y, u, v)
+    theirs = accuracy(solo_learns("cosine"), x, y, u, v)
     assert knn_probe(x, y, u, v, k=3) == pytest.approx(tuple(map(float, theirs)), abs=1e-3)

@@ -2,46 +2,38 @@
 
 import pytest
 import torch
-from solo.utils import lars as corrected
+from solo.utils import lars as solos
 from torch import nn
 
-from emp_plugin.solo_learn import API, pl
+from emp_plugin.solo_learn import API, lars, pl
 
 ETA, LR, DECAY, MOMENTUM = 0.02, 0.5, 0.01, 0.9
 only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about 1.0.2's LARSWrapper")
 
 
-def make_lars(
-    module, params, lr=LR, momentum=MOMENTUM, nesterov=True, eta=ETA, clip=False, exclude=True
-):
-    """solo-learn's LARS: a wrapper of SGD in 1.0.2, an optimiser in 1.0.6."""
+def make_lars(params, clip=False, exclude=True, ours=True):
+    """solo-learn's LARS, a wrapper of SGD in 1.0.2, an optimiser in 1.0.6; or ours in its place."""
+    of_sgd = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, "nesterov": True}
+    of_lars = {"eta": ETA, "exclude_bias_n_norm": exclude}
     if API == "1.0.6":
-        return module.LARS(
-            params,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=DECAY,
-            nesterov=nesterov,
-            eta=eta,
-            clip_lr=clip,
-            exclude_bias_n_norm=exclude,
-        )
-    sgd = torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=DECAY, nesterov=nesterov)
-    return module.LARSWrapper(sgd, eta=eta, clip=clip, exclude_bias_n_norm=exclude)
+        made = solos.LARS(params, **of_sgd, **of_lars, clip_lr=clip)
+    else:
+        made = solos.LARSWrapper(torch.optim.SGD(params, **of_sgd), **of_lars, clip=clip)
+    return lars.at_once(made) if ours else made
 
 
 class Regression(pl.LightningModule):
-    def __init__(self, lars, clip):
+    def __init__(self, clip, ours=True):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-        self.lars, self.clip = lars, clip
+        self.clip, self.ours = clip, ours
 
     def training_step(self, batch, batch_idx):
         return ((self.net(batch[0]) - batch[1]) ** 2).mean()
 
     def configure_optimizers(self):
-        optimizer = make_lars(self.lars, self.parameters(), clip=self.clip)
+        optimizer = make_lars(self.parameters(), self.clip, ours=self.ours)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
@@ -60,8 +52,8 @@ def batch(step):
     return data()[start : start + 3]
 
 
-def train(tools, lars=corrected, clip=False, steps=4, **fit):
-    model = Regression(lars, clip)
+def train(tools, clip=False, ours=True, steps=4, **fit):
+    model = Regression(clip, ours)
     trainer = tools.make_trainer(max_epochs=steps // 2)
     trainer.fit(model, torch.utils.data.DataLoader(data(), 3), **fit)
     return model, trainer
@@ -69,7 +61,7 @@ def train(tools, lars=corrected, clip=False, steps=4, **fit):
 
 def by_hand(clip, steps=4):
     """LARS (You et al. 2017) around SGD with Nesterov momentum, one parameter at a time."""
-    model = Regression(None, clip)
+    model = Regression(clip)
     velocity = {}
     for step in range(steps):
         lr = LR / (1 + step)
@@ -99,10 +91,10 @@ def test_equals_the_formula_under_lightning(tools, clip):
 
 
 @only_1_0_2
-def test_untouched_uses_raw_gradients(tools, untouched):
-    model, _ = train(tools, untouched.lars)
+def test_solo_learns_own_uses_raw_gradients(tools):
+    model, _ = train(tools, ours=False)
     assert not same(model, by_hand(False))
-    plain = Regression(None, False)
+    plain = Regression(False)
     sgd = torch.optim.SGD(plain.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True)
     for step in range(4):
         sgd.param_groups[0]["lr"] = LR / (1 + step)
@@ -114,13 +106,13 @@ def test_untouched_uses_raw_gradients(tools, untouched):
 
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("clip", [False, True])
-def test_steps_have_the_same_bits_without_waiting_for_a_gpu(untouched, clip, exclude):
+def test_steps_have_the_same_bits_without_waiting_for_a_gpu(clip, exclude):
     """Groups have rates and decays of their own; weights or gradients are zero, NaN or not there.
 
     A value that Python asks for, and waits for, shows in a profile.
     """
     ended, events = [], []
-    for lars in (corrected, untouched.lars):
+    for ours in (True, False):
         draws = torch.Generator().manual_seed(0)
         shapes = [(30, 20), (20,), (8, 3, 3, 3), (4, 4), (4, 4), (5,), (), (64, 33), (5, 5)]
         params = [
@@ -133,7 +125,7 @@ def test_steps_have_the_same_bits_without_waiting_for_a_gpu(untouched, clip, exc
             {"params": params[3:7], "lr": 0.0},
             {"params": params[7:], "lr": 0.3, "weight_decay": 0.0},
         ]
-        optimizer = make_lars(lars, groups, clip=clip, exclude=exclude)
+        optimizer = make_lars(groups, clip, exclude, ours)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for step in range(4):
                 for i, p in enumerate(params):
@@ -157,7 +149,7 @@ def test_steps_have_the_same_bits_without_waiting_for_a_gpu(untouched, clip, exc
 
 def test_step_returns_the_closures_loss_and_restores_weight_decay():
     p = nn.Parameter(torch.ones(2, 2))
-    optimizer = make_lars(corrected, [p])
+    optimizer = make_lars([p])
 
     def closure():
         loss = (p**2).sum()
@@ -181,7 +173,7 @@ def test_gradient_scaler_takes_it():
     p = nn.Parameter(torch.ones(2, 2))
     q = nn.Parameter(torch.ones(2, 2))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    scaled, plain = (make_lars(corrected, [x]) for x in (p, q))
+    scaled, plain = (make_lars([x]) for x in (p, q))
     scaler.scale((p**2).sum()).backward()
     (q**2).sum().backward()
     scaler.step(scaled)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from emp_plugin.solo_learn import API, build_method, corrections, installed, pl
+from emp_plugin.solo_learn import API, BaseMethod, build_method, corrections, installed, pl
 from emp_plugin.solo_learn.schedules import per_step, steps_of, warmup_cosine
 
 only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about solo-learn 1.0.2")
@@ -94,23 +94,8 @@ def test_stand_in_for_pl_bolts():
     )
 
 
-@pytest.fixture
-def without_static(untouched):
-    """configure_optimizers that moves by steps, without the repair of static rates."""
-    base, linear = untouched.base.BaseMethod, untouched.linear.LinearModel
-    copies = SimpleNamespace(
-        base=SimpleNamespace(BaseMethod=type("Copy", (base,), {})),
-        linear=SimpleNamespace(LinearModel=type("Copy", (linear,), {})),
-    )
-    corrections.schedule_by_step(copies)
-    return copies.base.BaseMethod.configure_optimizers
-
-
-def rates_of_a_run(tools, monkeypatch, original=None, name="simclr", **overrides):
-    """Learning rates of every parameter group in each of 4 steps.
-
-    ``original`` is another configure_optimizers than ours.
-    """
+def rates_of_a_run(tools, monkeypatch, corrected=True, name="simclr", **overrides):
+    """Learning rates of every parameter group in each of 4 steps; or solo-learn's own."""
     seen = []
 
     class Recorder(pl.Callback):
@@ -118,8 +103,9 @@ def rates_of_a_run(tools, monkeypatch, original=None, name="simclr", **overrides
             seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     method = build_method(tools.make_config(name, optimizer__batch_size=256, **overrides))
-    if original is not None:
-        monkeypatch.setattr(method, "configure_optimizers", original.__get__(method))
+    if not corrected:
+        own = BaseMethod.configure_optimizers.__get__(method)
+        monkeypatch.setattr(method, "configure_optimizers", own)
     trainer = tools.make_trainer(callbacks=[Recorder()], limit_val_batches=0)
     trainer.fit(method, tools.loader(16, True))
     return seen
@@ -133,18 +119,16 @@ def test_rates_of_a_run_of_one_epoch(tools, monkeypatch):
 
 
 @only_1_0_2
-def test_untouched_rates_of_a_run_of_one_epoch(tools, untouched, monkeypatch):
+def test_solo_learns_rates_of_a_run_of_one_epoch(tools, monkeypatch):
     """The learning rate is the start of the warm-up in every step."""
-    original = untouched.base.BaseMethod.configure_optimizers
-    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_start_lr=0.01)
+    seen = rates_of_a_run(tools, monkeypatch, False, scheduler__warmup_start_lr=0.01)
     assert [group[0] for group in seen] == pytest.approx([0.01] * 4)
 
 
 @corrected_or_not
-def test_the_classifier_has_a_rate_of_its_own(tools, untouched, corrected, monkeypatch):
+def test_the_classifier_has_a_rate_of_its_own(tools, corrected, monkeypatch):
     """Without a warm-up 1.0.6 itself gives the backbone's rate to all."""
-    original = None if corrected else untouched.base.BaseMethod.configure_optimizers
-    seen = rates_of_a_run(tools, monkeypatch, original, scheduler__warmup_epochs=0)
+    seen = rates_of_a_run(tools, monkeypatch, corrected, scheduler__warmup_epochs=0)
     peak = 0.1 if corrected else 0.4
     assert [group[1] for group in seen] == pytest.approx(
         [warmup_cosine(step, peak, 0, 4) for step in range(4)]
@@ -152,26 +136,26 @@ def test_the_classifier_has_a_rate_of_its_own(tools, untouched, corrected, monke
 
 
 @corrected_or_not
-def test_a_warmup_may_end_within_a_step(tools, untouched, corrected, monkeypatch):
+def test_a_warmup_may_end_within_a_step(tools, corrected, monkeypatch):
     """1.5 steps of 4: the rate of 1.0.6 itself goes to twice its value."""
-    original = None if corrected else untouched.base.BaseMethod.configure_optimizers
     warmup = {"scheduler__warmup_epochs": 0.375, "scheduler__warmup_start_lr": 0.0}
-    seen = rates_of_a_run(tools, monkeypatch, original, **warmup)
+    seen = rates_of_a_run(tools, monkeypatch, corrected, **warmup)
     expected = [warmup_cosine(step, 0.4, 1.5, 4) for step in range(4)]
     assert ([group[0] for group in seen] == pytest.approx(expected)) == corrected
     assert (max(group[0] for group in seen) > 0.6) != corrected
 
 
-@pytest.mark.parametrize("repaired", [True, pytest.param(False, marks=only_1_0_6)])
+@pytest.mark.parametrize("marked", [True, pytest.param(False, marks=only_1_0_6)])
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=only_1_0_6)])
-def test_static_rates_of_a_run(tools, without_static, repaired, split, monkeypatch):
+def test_static_rates_of_a_run(tools, marked, split, monkeypatch):
     """SimSiam's predictor keeps its rate, also where exclude_bias_n_norm_wd splits its group."""
-    original = None if repaired else without_static
+    if not marked:
+        monkeypatch.setattr(corrections, "_mark_static", lambda *_: None)
     seen = rates_of_a_run(
-        tools, monkeypatch, original, name="simsiam", optimizer__exclude_bias_n_norm_wd=split
+        tools, monkeypatch, name="simsiam", optimizer__exclude_bias_n_norm_wd=split
     )
     static = [column for column in zip(*seen) if max(column) == min(column) == pytest.approx(0.4)]
-    assert len(static) == (0 if not repaired else 2 if split else 1)
+    assert len(static) == (0 if not marked else 2 if split else 1)
 
 
 @only_1_0_6

@@ -1,5 +1,7 @@
 """Repairs of v1_0_2.py: what they mend, and what happens without them."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from emp_plugin.solo_learn import (
     METHODS,
     BaseMethod,
     BaseMomentumMethod,
+    build,
     build_method,
+    installed,
     pl,
 )
 
@@ -27,6 +31,22 @@ def test_untouched_modules_are_refused_by_lightning(tools, untouched):
     model = tools.make_linear(untouched.linear, classes=5)
     with pytest.raises(NotImplementedError, match="validation_epoch_end"):
         tools.make_trainer().fit(model, tools.loader(4, False), tools.loader(4, False))
+
+
+def test_lars_without_its_correction_warns_once(tools, monkeypatch):
+    def fit():
+        trainer = tools.make_trainer(limit_val_batches=0, limit_train_batches=1)
+        trainer.fit(build_method(tools.make_config("byol")), tools.loader(4, True))
+
+    installed._warn_of_lars.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        fit()  # corrected
+        assert not [one for one in caught if "LARS" in str(one.message)]
+        monkeypatch.setattr(build, "corrected", lambda cls: cls)
+        fit()
+        fit()
+    [warning] = [str(one.message) for one in caught if "LARS" in str(one.message)]
+    assert "emp_plugin.solo_learn.corrected" in warning
 
 
 def test_untouched_momentum_hook_fails(tools, untouched, monkeypatch):

@@ -7,11 +7,8 @@ import pytest
 
 from emp_plugin.solo_learn import (
     API,
-    METHODS,
     VERSION,
-    corrections,
     installed,
-    repairs,
     version,
 )
 from support import ROOT
@@ -112,14 +109,6 @@ def test_a_working_pl_bolts_is_used(tmp_path, monkeypatch):
     finally:
         for name in installed.PL_BOLTS:
             sys.modules.pop(name, None)
-
-
-def test_changing_solo_learn_twice_does_nothing():
-    solo = installed.import_solo()
-    before = METHODS["linear"].configure_optimizers, METHODS["swav"].__init__
-    repairs.apply_repairs(solo, installed.REPAIRS, API)
-    corrections.apply_corrections(solo, API)
-    assert (METHODS["linear"].configure_optimizers, METHODS["swav"].__init__) == before
 
 
 def test_our_tests_are_no_package():
