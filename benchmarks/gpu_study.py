@@ -76,12 +76,11 @@ class Parts:
         for run in sorted(path.parent for path in self.out.glob("two/runs/*/*/summary.json")):
             if (run / "published-cifar10-last.csv").exists():
                 continue
-            probe = ["--config-path", str(ROOT / "scripts" / "linear" / "cifar")]
-            probe += ["--config-name", "emp", f"pretrained_feature_extractor={run / 'last.ckpt'}"]
+            probe = ["-m", "emp_plugin", "probe", str(run / "last.ckpt")]
             protocol = "quick" if self.small else "published"  # whose bags take a CPU minutes
             probe += [f"evaluation.protocol={protocol}", "evaluation.references=False"]
             data = [item for item in self.overrides if item.startswith("data.train_path")]
-            self._run(f"published-{run.name}", ["-m", "emp_plugin.main_linear", *probe, *data])
+            self._run(f"published-{run.name}", [*probe, *data])
 
     def rates(self) -> None:
         settings = {factor: self._rates(dict.fromkeys(METHODS, factor)) for factor in FACTORS}
@@ -123,9 +122,9 @@ class Parts:
 
     def _compare(self, name: str, *settings: str, dataset: str = "cifar10") -> None:
         """A comparison in the folder of this name."""
-        study = ["--config-path", str(ROOT / "scripts" / "compare"), "--config-name", dataset]
         fraction = ["data.fraction=0.05"] if self.small else []
-        command = ["-m", "emp_plugin.main_compare", *study, *self.overrides, *settings, *fraction]
+        study = ["-m", "emp_plugin", "compare", dataset]
+        command = [*study, *self.overrides, *settings, *fraction]
         self._run(name, [*command, f"results_dir={self.out / name}"])
 
     def _run(self, name: str, command: list[str]) -> None:

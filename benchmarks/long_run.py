@@ -21,7 +21,6 @@ from rich.table import Table
 
 from emp_plugin.training.folder import versions, write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "precision=32",
     "backbone.name=vit_tiny",
@@ -78,12 +77,7 @@ def long_run(epochs: int, batches: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
-            "-m",
-            "emp_plugin.main_pretrain",
-            "--config-path",
-            str(ROOT / "scripts" / "pretrain"),
-            "--config-name",
-            "digits/emp",
+            *("-m", "emp_plugin", "pretrain", "digits/emp"),
             *TINY,
             f"checkpoint.dir={folder}",
             f"max_epochs={epochs}",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from PIL import Image
 
-from emp_plugin import main_knn, main_linear, main_pretrain
+from emp_plugin import cli
 from emp_plugin.config import augmentations, read_config, trainer_arguments
 from emp_plugin.data import load_dataset
 from emp_plugin.errors import UserError
@@ -115,8 +115,7 @@ def check(status, capsys, message):
 
 
 def pretrain(folder, *overrides, config="digits/emp"):
-    recipe = ["--config-path", PRETRAIN, "--config-name", config]
-    return main_pretrain.main([*recipe, *SMALL, f"checkpoint.dir={folder / 'runs'}", *overrides])
+    return cli.main(["pretrain", config, *SMALL, f"checkpoint.dir={folder / 'runs'}", *overrides])
 
 
 @pytest.mark.parametrize(("override", "message"), SETTINGS)
@@ -246,34 +245,43 @@ def test_other_kinds_of_images_become_rgb(tmp_path, pictures, mode):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrained_feature_extractor=nowhere.ckpt"], "is not a file"),
-        ([f"pretrained_feature_extractor={SCRIPTS}"], "is not a file"),
-        ([f"pretrained_feature_extractor={SCRIPTS / 'env.sh'}"], "is not a readable checkpoint"),
+        (["nowhere.ckpt"], "is not a file"),
+        ([str(SCRIPTS)], "is not a file"),
+        ([str(SCRIPTS / "env.sh")], "is not a readable checkpoint"),
         ([], "pretrained_feature_extractor is not set"),
-        (["pretrained_feature_extractor=x.ckpt", "max_epochs=3"], "unknown setting 'max_epochs'"),
+        (["epoch=1.ckpt", "max_epochs=3"], "unknown setting 'max_epochs'"),
     ],
 )
-@pytest.mark.parametrize(("main", "config"), [(main_linear, "linear"), (main_knn, "knn")])
-def test_probes(capsys, main, config, arguments, message):
-    recipe = ["--config-path", str(SCRIPTS / config / "digits"), "--config-name", "emp"]
-    check(main.main([*recipe, *arguments]), capsys, message)
+def test_probes(capsys, arguments, message):
+    check(cli.main(["probe", *arguments]), capsys, message)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: --config-path, --config-name"),
-        (["--config-path", "nowhere", "--config-name", "emp"], "nowhere is not a folder"),
-        (["--config-path", str(SCRIPTS), "--config-name", "nothing"], "nothing"),
+        ([], "required: COMMAND"),
+        (["pretrian"], "invalid choice: 'pretrian'"),
+        (["pretrain"], "say which, as in `emp pretrain cifar/emp`"),
+        (["pretrain", "cifar/emq"], "did you mean cifar/emp"),
+        (["pretrain", "cifar10/emp"], "did you mean cifar/emp"),
+        (["pretrain", "--config-path", PRETRAIN], "--config-path goes with --config-name"),
         (
-            ["--config-path", PRETRAIN, "--config-name", "digits/emp", "--epochs", "3"],
-            "unknown option --epochs",
+            ["pretrain", "--config-path", "nowhere", "--config-name", "emp"],
+            "nowhere is not a folder",
         ),
+        (["pretrain", "--config-path", str(SCRIPTS), "--config-name", "nothing"], "nothing"),
+        (["pretrain", "digits/emp", "--epochs", "3"], "unknown option --epochs"),
+        (["compare", "cifar"], "there is no study 'cifar'"),
+        (["ablate", "seeds=[1]"], "name a setting and its values"),
+        (["ablate", "data.num_patches"], "an ablation needs both"),
+        (["export"], "give a checkpoint"),
+        (["tsne"], "name the checkpoints"),
+        (["solo", "nowhere.py"], "nowhere.py is no program"),
     ],
 )
 def test_options(capsys, arguments, message):
     try:
-        status = main_pretrain.main(arguments)
+        status = cli.main(arguments)
     except SystemExit as stop:
         status = stop.code
     check(status, capsys, message)
@@ -281,7 +289,7 @@ def test_options(capsys, arguments, message):
 
 def test_a_yaml_file_with_a_syntax_error(tmp_path, capsys):
     (tmp_path / "x.yaml").write_text("a: [1\nb: }")
-    status = main_pretrain.main(["--config-path", str(tmp_path), "--config-name", "x"])
+    status = cli.main(["pretrain", str(tmp_path / "x.yaml")])
     check(status, capsys, "x: ")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import emp_plugin
-from emp_plugin import main_export
+from emp_plugin import cli
 from emp_plugin.data import load_dataset, normalise
 from emp_plugin.export import Backbone, export_backbone
 from emp_plugin.solo_learn import backbone_of
@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_the_rebuilt_backbone_gives_the_same_features(checkpoint, capsys):
-    assert main_export.main([str(checkpoint)]) == 0
+    assert cli.main(["export", str(checkpoint)]) == 0
     out = checkpoint.with_name("backbone.safetensors")
     assert str(out) in capsys.readouterr().out
     backbone = emp_plugin.load_backbone(out)
@@ -111,8 +111,8 @@ def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
 
 
 def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys):
-    assert main_export.main([str(checkpoint), str(tmp_path / "missing" / "out.safetensors")]) == 1
-    assert main_export.main([str(tmp_path / "none.ckpt")]) == 1
+    assert cli.main(["export", str(checkpoint), str(tmp_path / "missing" / "out.safetensors")]) == 1
+    assert cli.main(["export", str(tmp_path / "none.ckpt")]) == 1
     assert "cannot write" in (errors := capsys.readouterr().err)
     assert "is not a file" in errors
     assert not list(tmp_path.iterdir())

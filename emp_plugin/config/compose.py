@@ -1,6 +1,5 @@
 """From a YAML file and overrides to a checked configuration, with Hydra."""
 
-import argparse
 import difflib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from yaml import YAMLError
 
 from emp_plugin.config.checks import augmentations, check_evaluation, check_run
 from emp_plugin.config.models import Run
+from emp_plugin.config.recipes import config_groups, locate
 from emp_plugin.data.datasets import count_classes
 from emp_plugin.errors import UserError
 
@@ -43,35 +43,14 @@ TRAINER_KEYS = frozenset(
 )
 
 
-def command_line(description: str, argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Parse ``--config-path DIR --config-name NAME``, as solo-learn's commands take them.
-
-    Returns:
-        The options, and the dotted overrides.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="Any setting can be overridden: optimizer.lr=0.1 max_epochs=10",
-    )
-    parser.add_argument("--config-path", required=True, help="folder of the YAML files")
-    parser.add_argument("--config-name", required=True, help="YAML file in it, e.g. cifar/emp")
-    # emp_plugin.command takes it off the line before; here it is for --help
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args, overrides = parser.parse_known_args(argv)
-    unknown = [item for item in overrides if item.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}; settings are written key=value")
-    return args, overrides
-
-
 def read_config(
-    config_path: str, config_name: str, overrides: list[str], schema: type = Run
+    config_path: str | Path, config_name: str | None, overrides: list[str], schema: type = Run
 ) -> DictConfig:
     """Compose a YAML file with overrides and check the result.
 
     Args:
         config_path: folder of the YAML files.
-        config_name: a file in it, such as ``cifar/emp``.
+        config_name: a recipe in it, such as ``cifar/emp``; None: only the overrides.
         overrides: ``key=value``, as Hydra writes them.
         schema: :class:`Run` or :class:`Probe`.
 
@@ -80,8 +59,8 @@ def read_config(
     """
     folder = Path(config_path).expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f"--config-path {config_path} is not a folder")
-    groups = {path.name for path in folder.iterdir() if path.is_dir()}
+        raise UserError(f"{config_path} is not a folder of recipes")
+    groups = config_groups(folder)
     plain, inline = [], {}
     for item in overrides:
         key, equals, value = item.partition("=")
@@ -93,15 +72,16 @@ def read_config(
         else:
             plain.append(_hydra_override(item, groups))
     GlobalHydra.instance().clear()
+    name, place = locate(folder, config_name)
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
-            composed = compose(config_name=config_name.removesuffix(".yaml"), overrides=plain)
+            composed = compose(config_name=name, overrides=[*place, *plain])
         OmegaConf.set_struct(composed, False)
         for key, value in inline.items():
             composed[key] = OmegaConf.create(value)
     # Hydra raises TypeError and ValueError, too, for some values
     except (HydraException, OmegaConfBaseException, TypeError, ValueError, YAMLError) as error:
-        raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name or 'settings'}: {str(error).splitlines()[0]}") from error
     return check_config(composed, schema)
 
 

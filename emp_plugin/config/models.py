@@ -79,7 +79,7 @@ class Scheduler:
 @dataclass
 class Checkpoint:
     enabled: bool = True
-    dir: str = "trained_models"
+    dir: str = "outputs"
     frequency: int = 1  # epochs between two kept checkpoints
     keep_prev: bool = False
     every_n_steps: int = 100  # last.ckpt is written this often
@@ -203,7 +203,7 @@ class ProbeData:
 
 @dataclass
 class Probe:
-    """Configuration of ``main_linear`` and ``main_knn``."""
+    """Configuration of ``emp probe``."""
 
     pretrained_feature_extractor: str = MISSING
     data: ProbeData = field(default_factory=ProbeData)

@@ -46,7 +46,7 @@ IMAGE_SIZE = {  # pixels
 RESIZABLE = ("digits", "imagenet100", "custom")  # to data.image_size
 SPLITS = {"train", "val", "valid", "validation", "test"}  # folders that are no classes
 SPLIT_SEED = 0  # digits' test set and every hold-out are the same for all runs and seeds
-NEEDS_NO_DOWNLOAD = "`bash scripts/pretrain/digits/emp.sh` needs no download."
+NEEDS_NO_DOWNLOAD = "`emp pretrain digits/emp` needs no download."
 
 
 @dataclass(frozen=True)

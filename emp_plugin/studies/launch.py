@@ -99,7 +99,7 @@ class Runs:
         self.started += 1
         reason = run_process(
             [
-                *(sys.executable, "-m", "emp_plugin.main_pretrain"),
+                *(sys.executable, "-m", "emp_plugin", "pretrain"),
                 *("--config-path", str(self.recipes.root)),
                 *("--config-name", f"{self.recipes.group}/{method}"),
                 *self.recipes.overrides_of(method),

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import read_config
+from emp_plugin.config import read_config, recipe_names
 from emp_plugin.studies.recipes import global_batch
 from emp_plugin.studies.rows import Cell
 from emp_plugin.studies.titles import METHODS
@@ -89,19 +89,21 @@ def paper_name(recipe: DictConfig, folder: Path) -> str:
         recipe: of the run.
         folder: of the shipped recipes, such as ``scripts/pretrain/cifar``.
     """
-    data, shipped = recipe.data, folder / f"{recipe.method}.yaml"
+    data, shipped = recipe.data, f"{folder.name}/{recipe.method}"
     name = METHODS.get(recipe.method, "")
     if recipe.method == "emp":
         name = f"EMP-SSL {data.num_patches} patches"
     whole = data.fraction in (-1, 1) and not data.holdout
-    if not whole or paper_figures(data.dataset, name).empty or not shipped.is_file():
+    if not whole or paper_figures(data.dataset, name).empty:
+        return ""
+    if shipped not in recipe_names(folder.parent):
         return ""
     same = [
         f"data.dataset={data.dataset}",
         f"data.num_patches={data.num_patches}",
         f"max_epochs={recipe.max_epochs}",
     ]
-    published = read_config(str(folder.parent), f"{folder.name}/{shipped.stem}", same)
+    published = read_config(str(folder.parent), shipped, same)
     return name if _settings(recipe) == _settings(published) else ""
 
 

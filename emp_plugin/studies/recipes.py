@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from emp_plugin.config import augmentations, read_config
+from emp_plugin.config import augmentations, read_config, recipe_names
 from emp_plugin.data import load_dataset
 from emp_plugin.data.datasets import IMAGE_SIZE
 from emp_plugin.evaluation.views import dense_scale
@@ -17,7 +17,7 @@ class Recipes:
     """The recipes of a study with its overrides.
 
     Args:
-        root: folder that holds the groups of recipes, ``scripts/pretrain``.
+        root: folder that holds the groups of recipes, as ``scripts/pretrain`` does.
         group: the folder in it that the study takes its recipes from, such as ``cifar``.
         overrides: of all recipes; ``<method>.key=value`` is of that method alone.
     """
@@ -41,7 +41,8 @@ class Recipes:
 
     def overrides_of(self, method: str) -> list[str]:
         """The study's overrides of this method; its own come last and so win."""
-        methods = tuple(f"{path.stem}." for path in (self.root / self.group).glob("*.yaml"))
+        recipes = (name.partition("/") for name in recipe_names(self.root))
+        methods = tuple(f"{method}." for group, _, method in recipes if group == self.group)
         general = [item for item in self.overrides if not item.startswith(methods)]
         own = [item for item in self.overrides if item.startswith(f"{method}.")]
         return general + [item.removeprefix(f"{method}.") for item in own]

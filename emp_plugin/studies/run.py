@@ -55,12 +55,12 @@ OURS = (
 )
 
 
-def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
+def compare(cfg: DictConfig, recipes: Path, overrides: list[str]) -> None:
     """Train and evaluate what is not done yet; write rows, tables and figures after every run.
 
     Args:
         cfg: settings of the study.
-        config_path: folder of its YAML; the recipes are in ``../pretrain``.
+        recipes: folder of all recipes.
         overrides: of the recipes; ``<method>.key=value`` is of that method alone.
 
     Raises:
@@ -71,7 +71,6 @@ def compare(cfg: DictConfig, config_path: str, overrides: list[str]) -> None:
     if cfg.report_only:
         write_report(results / RESULTS, results, list(cfg.thresholds))
     else:
-        recipes = Path(config_path).expanduser().parent / "pretrain"
         Study(cfg, recipes, [*cfg.overrides, *overrides]).run()
     print(f"results: {results}")
 

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from emp_plugin.errors import UserError
 
+SHIPPED = Path(__file__).with_name("shipped.yaml")
 BUDGETS, SCHEDULES = ("epochs", "minutes", "flops"), ("fitted", "snapshot")
 METHODS = ("emp", "simclr", "byol", "vicreg", "swav", "ressl")
 
@@ -17,7 +18,7 @@ METHODS = ("emp", "simclr", "byol", "vicreg", "swav", "ressl")
 class StudySettings:
     """A list of one may be written without its brackets."""
 
-    # folder of the recipes in scripts/pretrain, such as cifar or digits
+    # a folder of recipes, such as cifar or digits
     recipes: str = MISSING
     # of all recipes; those of the command line follow them
     overrides: list[str] = field(default_factory=list)
@@ -40,32 +41,34 @@ class StudySettings:
     thresholds: list[float] = field(default_factory=list)
     # runs that train at once, for a large GPU; their rows then have no minutes
     at_once: int = 1
-    results_dir: str = MISSING
+    results_dir: str = MISSING  # if nothing is said, outputs/compare-<name of the study>
     # make tables and figures from the CSV that is there
     report_only: bool = False
 
 
-def read_comparison(
-    config_path: str, config_name: str, overrides: list[str]
-) -> tuple[DictConfig, list[str]]:
+def study_names() -> list[str]:
+    """The studies in ``shipped.yaml``."""
+    return [str(name) for name in OmegaConf.load(SHIPPED)]
+
+
+def read_comparison(study: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The settings of a study, and the overrides that are left for the recipes.
 
     Args:
-        config_path: folder of the study's YAML.
-        config_name: its name, with or without ``.yaml``.
+        study: name of one in ``shipped.yaml``, such as cifar10, or path of a YAML file.
         overrides: ``key=value``, of the study and of the recipes.
 
     Raises:
-        UserError: for a missing file, a wrong type or a value that is not known.
+        UserError: for a study that is not there, a wrong type or a value that is not known.
     """
-    path = Path(config_path).expanduser() / f"{config_name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        raise UserError(f"{path} is not a file")
+    path = Path(study).expanduser()
     names = {item.name for item in fields(StudySettings)}
     lists = {item.name for item in fields(StudySettings) if "list" in str(item.type)}
     own = [item for item in overrides if item.partition("=")[0] in names]
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(own))
+        there = _load(path)
+        results = {"results_dir": f"outputs/compare-{path.stem}"}
+        given = OmegaConf.merge(results, there, OmegaConf.from_dotlist(own))
         for name in lists & set(given):
             if not isinstance(given[name], ListConfig):
                 given[name] = [given[name]]
@@ -77,6 +80,18 @@ def read_comparison(
         raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
     _check(cfg)
     return cfg, [item for item in overrides if item not in own]
+
+
+def _load(path: Path) -> DictConfig:
+    if path.suffix == ".yaml":
+        if not path.is_file():
+            raise UserError(f"{path} is not a file")
+        return OmegaConf.load(path)
+    name = str(path)
+    if name not in study_names():
+        known = ", ".join(study_names())
+        raise UserError(f"there is no study '{name}'; choose {known} or the path of a YAML file")
+    return OmegaConf.load(SHIPPED)[name]
 
 
 def _check(cfg: DictConfig) -> None:

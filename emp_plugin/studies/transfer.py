@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import Probe, read_config
+from emp_plugin.config import Probe, read_config, recipes_root
 from emp_plugin.errors import UserError
 from emp_plugin.studies.rows import (
     ACCURACIES,
@@ -45,10 +45,8 @@ COLUMNS = [
 SETTINGS, ROWS, TABLE = "transfer.yaml", "transfer.csv", "transfer.md"
 
 
-def transfer(
-    checkpoints: list[str], results: Path, config_path: str, config_name: str, overrides: list[str]
-) -> None:
-    """Probe every checkpoint on both CIFARs, as ``main_linear`` and ``main_knn`` do.
+def transfer(checkpoints: list[str], results: Path, overrides: list[str]) -> None:
+    """Probe every checkpoint on both CIFARs, as ``emp probe`` does.
 
     ``transfer.csv`` and ``transfer.md`` are written after each. Images are normalised, and patches
     cut, as the checkpoint was trained. Raw pixels and the untrained network come with the first
@@ -60,14 +58,14 @@ def transfer(
     Args:
         checkpoints: paths.
         results: folder of the table.
-        config_path, config_name, overrides: as of ``main_linear``.
+        overrides: as of ``emp probe``.
 
     Raises:
         UserError: for no checkpoint, one that cannot be read (before anything is probed), or
-            settings and data as ``main_linear``.
+            settings and data as ``emp probe``.
     """
     if not checkpoints:
-        raise UserError("name the checkpoints to probe: trained_models/emp/RUN/last.ckpt ...")
+        raise UserError("name the checkpoints to probe: outputs/emp/RUN/last.ckpt ...")
     probes = []
     for path in checkpoints:
         _, run, saved = load_method(path)
@@ -77,7 +75,7 @@ def transfer(
                 f"data.dataset={dataset}",
                 f"evaluation.references={path == checkpoints[0]}",
             ]
-            probe = read_config(config_path, config_name, [*given, *overrides], Probe)
+            probe = read_config(recipes_root(), None, [*given, *overrides], Probe)
             probes.append((probe, _about(path, run, saved, probe)))
     settings = OmegaConf.to_container(probes[0][0])  # as resolved on this machine
     del settings["pretrained_feature_extractor"], settings["data"]["dataset"]

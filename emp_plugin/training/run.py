@@ -211,7 +211,7 @@ def summarise(
     elif cfg.evaluation.enabled:
         print(
             "these images have no labels: no probes; "
-            "evaluate the checkpoint on a dataset that has them with scripts/linear"
+            "evaluate the checkpoint on a dataset that has them with `emp probe`"
         )
     evaluated = time.perf_counter() - began
     gauge = next(watch for watch in trainer.callbacks if isinstance(watch, CollapseGauge))

@@ -9,6 +9,8 @@ from emp_plugin.config import (
     Probe,
     augmentations,
     read_config,
+    recipe_names,
+    recipes_root,
     trainer_arguments,
 )
 from emp_plugin.errors import UserError
@@ -53,18 +55,14 @@ def test_the_shipped_recipe_is_the_paper_s(config):
     assert augmentations(config("cifar/emp_native"))[0].output_size == 16
 
 
-def test_the_folders_of_datasets_hold_recipes_with_their_command_and_nothing_else():
-    """A comparison takes ``<recipe>.key=value`` for an override of that recipe alone.
-
-    Given for another file in the folder, it would be lost.
-    """
-    recipes = [
-        path
-        for path in (SCRIPTS / "pretrain").glob("*/*.yaml")
-        if path.parent.name not in ("augmentations", "datasets", "methods")
-    ]
-    assert len(recipes) >= 6 * 5
-    assert not [path for path in recipes if not path.with_suffix(".sh").is_file()]
+def test_every_recipe_has_its_script_and_every_script_its_recipe():
+    root = SCRIPTS / "pretrain"
+    scripts = {
+        path: path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.sh")
+    }
+    assert recipe_names(root) == sorted(scripts.values())
+    for path, name in scripts.items():
+        assert path.read_text().endswith(f'/../../bin/emp" pretrain {name} "$@"\n')
 
 
 def test_overrides(config):
@@ -210,20 +208,20 @@ def test_mistakes_are_named(config, override, message):
 def test_missing_files_are_named():
     with pytest.raises(UserError, match="not a folder"):
         read_config(str(SCRIPTS / "nowhere"), "emp", [])
-    with pytest.raises(UserError, match="cifar/emq"):
+    with pytest.raises(UserError, match="no recipe cifar/emq .* did you mean cifar/emp or"):
         read_config(str(SCRIPTS / "pretrain"), "cifar/emq", [])
 
 
 def test_probe_configuration():
     with pytest.raises(UserError, match="pretrained_feature_extractor is not set"):
-        read_config(str(SCRIPTS / "linear" / "cifar"), "emp", [], Probe)
+        read_config(recipes_root(), None, [], Probe)
 
     def read(*overrides):
-        return read_config(str(SCRIPTS / "knn" / "cifar"), "emp", list(overrides), Probe)
+        return read_config(recipes_root(), None, list(overrides), Probe)
 
     bag = ["evaluation.views=[whole,bag]", "evaluation.bag_patches=4"]
     probe = read("pretrained_feature_extractor=x.ckpt", *bag)
-    assert (list(probe.evaluation.probes), probe.evaluation.bag_patches) == (["knn", "knn10"], 4)
+    assert (list(probe.evaluation.views), probe.evaluation.bag_patches) == (["whole", "bag"], 4)
     assert probe.evaluation.protocol == "custom"
     path = "a run/epoch=1.ckpt"
     probe = read(f"pretrained_feature_extractor={path}")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from emp_plugin import main_linear
+from emp_plugin import cli
 from emp_plugin.data import ImageData, files, in_order, load_dataset
 from emp_plugin.data.files import ImageFiles, read_image
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import View, extract_features, pixel_features
 from emp_plugin.transforms import PatchAugmentation
-from support.runs import TINY_EMP, command, pretrain, the_run
+from support.runs import TINY_EMP, pretrain, the_run
 
 SETTINGS = [
     *TINY_EMP,
@@ -109,12 +109,8 @@ def test_a_run_on_class_folders_and_its_probe(folders, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3
     assert len(summary["evaluation"]) > 4
-    settings = [
-        f"pretrained_feature_extractor={run / 'last.ckpt'}",
-        "evaluation.views=[whole]",
-        "evaluation.linear.epochs=1",
-    ]
-    assert main_linear.main(command("linear/digits", "emp", *settings)) == 0
+    settings = ["evaluation.views=[whole]", "evaluation.linear.epochs=1"]
+    assert cli.main(["probe", str(run / "last.ckpt"), *settings]) == 0
 
 
 def test_a_run_on_images_without_labels(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""scripts/env.sh with stubs in place of Python, pip and uv.
+"""scripts/env.sh and env.py with stubs in place of Python, pip and uv.
 
 Which `python` it leaves, and when it makes .venv.
 """
@@ -15,27 +15,25 @@ from support import SCRIPTS
 TOOLS = "bash cat chmod cmp cp date dirname env grep mkdir mv rm rmdir sleep"
 TELL = 'source "$1/scripts/env.sh"; echo "python=$(command -v python)"; echo "path=$PYTHONPATH"'
 
-# A Python that imports everything: `-c` is answered by COMPLAINT. Anything else is an error.
+# A Python that imports everything: COMPLAINT is its objection. Anything else is an error.
 READY = """#!/usr/bin/env bash
-[ "$1" = -W ] && shift 2
-[ "$1" = -c ] || exit 3
+[[ "$*" == "-W ignore "*"/env.py objection" ]] || exit 3
 echo "check in $PWD" >>"$LOG"
 echo "$COMPLAINT"
 """
 
-# The Python that makes .venv: runs `-c` for real, and `-m venv` leaves the next stub.
+# The Python that makes .venv: makes it for real, but `-m venv` leaves the next stub.
 BASE = f"""#!/usr/bin/env bash
-if [ "$1" = -m ] && [ "$2" = venv ]; then
-    echo venv >>"$LOG"
-    mkdir -p "$3/bin"
-    cp "$STUBS/inside" "$3/bin/python"
-elif [ "$1" = -c ] && [[ $2 == *_base_executable* ]]; then
-    [ "$VERSION" = good ] && echo "$STUBS/python3" || {{ echo "$VERSION"; exit 1; }}
-elif [ "$1" = -c ]; then
-    exec "{sys.executable}" "$@"
-else
-    exit 3
-fi
+case "$*" in
+    "-m venv "*)
+        echo venv >>"$LOG"
+        mkdir -p "$3/bin"
+        cp "$STUBS/inside" "$3/bin/python" ;;
+    *"/env.py base")
+        [ "$VERSION" = good ] && echo "$STUBS/python3" || {{ echo "$VERSION"; exit 1; }} ;;
+    *"/env.py make "*) exec "{sys.executable}" "$@" ;;
+    *) exit 3 ;;
+esac
 """
 
 # The Python inside .venv.
@@ -48,7 +46,7 @@ case "$*" in
         [ -z "${KILL_ME:-}" ] || kill -KILL "$PPID"
         sleep "${UV_SLEEPS:-0}"
         exit "${UV_FAILS:-0}" ;;
-    "-I -c "*) exit 0 ;;
+    "-I "*"/env.py complete") exit 0 ;;
     "-W ignore -c "*) echo import >>"$LOG"; exit "${IMPORT_FAILS:-0}" ;;
     *) exit 3 ;;
 esac
@@ -56,14 +54,16 @@ esac
 
 
 class House:
-    """A repository with only scripts/env.sh, and a PATH where only our stubs are called python."""
+    """A repository with only the set-up, and a PATH where only our stubs are called python."""
 
     def __init__(self, folder):
         self.root, self.stubs, self.log = folder / "a repository", folder / "stubs", folder / "log"
         self.venv = self.root / ".venv"
         (self.root / "scripts").mkdir(parents=True)
         self.stubs.mkdir()
-        shutil.copy(SCRIPTS / "env.sh", self.root / "scripts")
+        for name in ("env.sh", "env.py"):
+            shutil.copy(SCRIPTS / name, self.root / "scripts")
+        shutil.copytree(SCRIPTS / "bin", self.root / "scripts" / "bin")
         self.lock = self.root / "requirements.lock"
         self.lock.write_text("uv==1\ntorch==1\n")
         for tool in TOOLS.split():
@@ -152,6 +152,20 @@ def test_the_venv_can_be_forced(house):
     assert "EMP_ENV" in done.err
 
 
+def test_the_command_is_on_the_path(house):
+    """With the arguments as they are, in the environment of env.sh, from a script and by itself."""
+    house.put("python", READY.replace("|| exit 3", "|| { printf '<%s>' \"$@\"; exit 7; }"))
+    source = 'source "$1/scripts/env.sh"; emp list "a b"'
+    alias = house.root / "scripts" / "compare" / "it.sh"
+    alias.parent.mkdir()
+    shutil.copy(SCRIPTS / "compare" / "digits.sh", alias)
+    for command in (("-c", source, "bash", str(house.root)), (str(alias), "a b")):
+        done = house.run(*command)
+        assert done.returncode == 7, done.err
+        assert done.out.startswith("<-m><emp_plugin><")
+        assert done.out.endswith("><a b>")
+
+
 def test_the_real_check_of_the_python_in_use(house):
     """With the real interpreter: what is missing is named; our own faults make no environment."""
     house.put("python", f'#!/usr/bin/env bash\nexec "{sys.executable}" -S "$@"\n')
@@ -196,6 +210,14 @@ def test_a_half_made_venv_is_made_again(house):
     assert "half-made" in done.err
     assert house.history() == MADE
     assert not (house.venv / "left").exists()
+
+
+def test_a_folder_that_cannot_be_written(house):
+    (house.root / ".venv.lock").mkdir()
+    done = house.source()
+    assert done.returncode != 0
+    assert ".venv.lock" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("damage", ["no python", "empty"])

@@ -11,7 +11,7 @@ from support import SCRIPTS
 
 def study(folder, *overrides):
     items = [f"results_dir={folder}", "optimizer.batch_size=16", *overrides]
-    cfg, rest = read_comparison(str(SCRIPTS / "compare"), "digits", items)
+    cfg, rest = read_comparison("digits", items)
     return Study(cfg, SCRIPTS / "pretrain", rest)
 
 

@@ -4,11 +4,10 @@ import pytest
 
 from emp_plugin.studies.plan import Trial, describe_length, plan
 from emp_plugin.studies.settings import read_comparison
-from support import SCRIPTS
 
 
 def trials(*overrides):
-    return plan(read_comparison(str(SCRIPTS / "compare"), "digits", list(overrides))[0])
+    return plan(read_comparison("digits", list(overrides))[0])
 
 
 def test_short_runs_come_first_and_methods_stand_side_by_side():

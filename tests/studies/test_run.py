@@ -11,13 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from emp_plugin import main_compare, main_pretrain
+from emp_plugin import cli
 from emp_plugin.errors import UserError
 from emp_plugin.studies import launch, lengths, run
 from emp_plugin.studies.rows import COLUMNS, read_table
 from emp_plugin.training.callbacks import StopOnBrokenLoss
 from emp_plugin.training.folder import LAST
-from support import SCRIPTS
 
 TINY = [
     "precision=32",
@@ -47,9 +46,9 @@ def trained(monkeypatch):
     def in_process(command):
         arguments = command[3:]
         mark = "*" if "speed_checks" in " ".join(arguments) else ""
-        calls.append(arguments[3].split("/")[-1] + mark)
+        calls.append(arguments[4].split("/")[-1] + mark)
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            status = main_pretrain.main(arguments)
+            status = cli.main(arguments)
         return launch.last_line(stderr.getvalue()) if status else None
 
     monkeypatch.setattr(launch, "run_process", in_process)
@@ -64,8 +63,7 @@ def no_report(monkeypatch):
 
 def command(folder, *overrides):
     """Exit status of the command line."""
-    study = ["--config-path", str(SCRIPTS / "compare"), "--config-name", "digits"]
-    return main_compare.main([*study, *TINY, f"results_dir={folder}", *overrides])
+    return cli.main(["compare", "digits", *TINY, f"results_dir={folder}", *overrides])
 
 
 def compare(folder, *overrides):

@@ -5,6 +5,7 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
+from emp_plugin import cli
 from emp_plugin.errors import UserError
 from emp_plugin.studies.plan import plan
 from emp_plugin.studies.recipes import reference_inputs
@@ -13,7 +14,7 @@ from support import SCRIPTS
 
 
 def read(*overrides, name="digits"):
-    return read_comparison(str(SCRIPTS / "compare"), name, list(overrides))
+    return read_comparison(name, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_own_settings_and_those_of_the_recipes():
         (["epochs=[0]"], "all positive"),
         (["budget=flops", "schedule=snapshot"], "leave budget at epochs"),
         (["schedule=snapshot", "epochs=[0.5]"], "whole epochs"),
-        (["seeds=[a]"], "digits.yaml: "),
+        (["seeds=[a]"], "digits: "),
         (["methods=[]"], "must not be empty"),
         (["evaluate_every=0"], "evaluate_every is a number of epochs"),
         (["evaluate_every=often"], "could not be converted to Float"),
@@ -117,22 +118,34 @@ def test_mistakes_are_named(overrides, message):
         read(*overrides)
 
 
-def test_missing_file():
-    with pytest.raises(UserError, match="is not a file"):
+def test_a_study_that_is_not_there():
+    with pytest.raises(UserError, match="no study 'imagenet'.*imagenet100, custom"):
         read(name="imagenet")
+    with pytest.raises(UserError, match="my.yaml is not a file"):
+        read(name="nowhere/my.yaml")
+
+
+def test_a_study_of_ones_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text("recipes: digits\nmethods: emp\n")
+    cfg, rest = read("epochs=2", "optimizer.lr=1", name=str(tmp_path / "mine.yaml"))
+    assert (cfg.recipes, list(cfg.methods), list(cfg.epochs)) == ("digits", ["emp"], [2])
+    assert (cfg.results_dir, rest) == ("outputs/compare-mine", ["optimizer.lr=1"])
 
 
 @pytest.mark.parametrize("name", ["patches", "batch_size"])
-def test_the_shipped_ablations(name, config):
+def test_the_shipped_ablations(name, config, monkeypatch):
     """What the script hands over, with a setting of the user's.
 
     Every value gives a recipe that differs in that setting alone.
     """
     script = (SCRIPTS / "ablation" / f"{name}.sh").read_text().replace('"$@"', "")
-    items = [*shlex.split(script.splitlines()[-1]), "optimizer.lr=0.1"]
-    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", items)
+    _, _, arguments = script.partition('/bin/emp" ')
+    asked = []
+    monkeypatch.setattr("emp_plugin.studies.run.compare", lambda *what: asked.append(what))
+    assert cli.main([*shlex.split(arguments), "optimizer.lr=0.1"]) == 0
+    ((cfg, _, rest),) = asked
     assert rest == ["optimizer.lr=0.1"]
-    assert cfg.results_dir == f"results/ablation-{cfg.ablate}"
+    assert cfg.results_dir == f"outputs/ablation-{cfg.ablate}"
     assert len(cfg["values"]) > 2
     for trial in plan(cfg):
         recipe = config(f"{cfg.recipes}/{trial.method}", *cfg.overrides, *trial.override)
@@ -151,9 +164,9 @@ def test_an_ablation_on_images_of_ones_own(config):
         "methods=[emp]",
         "data.train_path=photos",
         "data.holdout=0.1",
-        "results_dir=results/patches-photos",
+        "results_dir=outputs/patches-photos",
     ]
-    cfg, rest = read_comparison(str(SCRIPTS / "ablation"), "cifar10", items)
+    cfg, rest = read_comparison("ablation", items)
     recipes = [
         config(f"{cfg.recipes}/{trial.method}", *cfg.overrides, *rest, *trial.override)
         for trial in plan(cfg)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from emp_plugin import main_transfer
-from emp_plugin.config import Probe, read_config
+from emp_plugin import cli
+from emp_plugin.config import Probe, read_config, recipes_root
 from emp_plugin.data import ImageData
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.studies.rows import read_table
@@ -19,7 +19,6 @@ from emp_plugin.studies.transfer import COLUMNS
 from emp_plugin.training.callbacks import CONFIG_KEY
 from emp_plugin.training.folder import identity, versions
 from emp_plugin.training.probing import fresh_method
-from support import SCRIPTS
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -58,12 +57,9 @@ def checkpoint(config, tmp_path):
 
 def run(results, *items):
     """Exit status of the command line."""
-    return main_transfer.main(
+    return cli.main(
         [
-            "--config-path",
-            str(SCRIPTS / "linear" / "cifar"),
-            "--config-name",
-            "emp",
+            "transfer",
             f"results_dir={results}",
             "accelerator=cpu",
             "evaluation.views=[whole]",
@@ -207,19 +203,18 @@ def test_checkpoints_of_the_same_name_are_told_apart():
 
 
 def test_the_protocol_is_the_standard_one():
-    """Of the evaluation with linear probes; scripts/knn has k-NN alone, of the same views."""
+    """Of `emp probe`; scripts/knn has k-NN alone, of the same views."""
 
-    def evaluation(folder, *overrides):
+    def evaluation(*overrides):
         items = ["pretrained_feature_extractor=a.ckpt", *overrides]
-        return read_config(str(SCRIPTS / folder), "emp", items, Probe).evaluation
+        return read_config(recipes_root(), None, items, Probe).evaluation
 
-    for dataset in ("cifar", "digits"):
-        linear, knn = (evaluation(f"{name}/{dataset}") for name in ("linear", "knn"))
-        assert (linear.protocol, knn.protocol) == ("standard", "custom")
-        assert list(linear.views) == list(knn.views) == ["whole", "dense"]
-        assert list(linear.probes) == ["linear", "knn", "knn10"]
-        assert list(knn.probes) == ["knn", "knn10"]
-    published = evaluation("linear/cifar", "evaluation.protocol=published")
+    linear, knn = evaluation(), evaluation("evaluation.probes=[knn,knn10]")
+    assert (linear.protocol, knn.protocol) == ("standard", "custom")
+    assert list(linear.views) == list(knn.views) == ["whole", "dense"]
+    assert list(linear.probes) == ["linear", "knn", "knn10"]
+    assert list(knn.probes) == ["knn", "knn10"]
+    published = evaluation("evaluation.protocol=published")
     assert (published.protocol, list(published.probes)) == ("published", ["published"])
 
 

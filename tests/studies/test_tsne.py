@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from emp_plugin import main_tsne
+from emp_plugin import cli
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.studies import tsne
@@ -37,7 +37,7 @@ def checkpoints(tmp_path_factory):
 def test_a_panel_for_each_checkpoint_of_the_same_images(checkpoints, digits, tmp_path, capsys):
     out = tmp_path / "new" / "it-0.5"
     arguments = ["--features", "projection", "--images", "40", "--classes", "4", "--out", str(out)]
-    assert main_tsne.main([*checkpoints, checkpoints[0], *arguments]) == 0
+    assert cli.main(["tsne", *checkpoints, checkpoints[0], *arguments]) == 0
     assert "it-0.5.png" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "new" / "it-0.5.csv")
     emp, simclr, again = (rows[rows.panel == panel].reset_index() for panel in rows.panel.unique())
@@ -80,9 +80,9 @@ def test_a_method_without_a_projector(checkpoints, tmp_path, capsys, monkeypatch
     original = tsne.load_method
     monkeypatch.setattr(tsne, "load_method", load_method)
     arguments = [checkpoints[1], "--images", "20", "--classes", "2", "--out", str(tmp_path / "x")]
-    assert main_tsne.main([*arguments, "--features", "projection"]) == 1
+    assert cli.main(["tsne", *arguments, "--features", "projection"]) == 1
     assert "simclr has no projector; choose --features backbone" in capsys.readouterr().err
-    assert main_tsne.main(arguments) == 0
+    assert cli.main(["tsne", *arguments]) == 0
 
 
 def test_groups_stay_groups_and_the_same_twice():
@@ -108,8 +108,8 @@ def test_choice_of_images(digits):
 
 
 def test_mistakes(checkpoints, tmp_path, capsys):
-    assert main_tsne.main([checkpoints[0], "--classes", "11", "--out", str(tmp_path / "x")]) == 1
-    assert main_tsne.main([str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "x")]) == 1
+    assert cli.main(["tsne", checkpoints[0], "--classes", "11", "--out", str(tmp_path / "x")]) == 1
+    assert cli.main(["tsne", str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "x")]) == 1
     assert "2 to 10" in (errors := capsys.readouterr().err)
     assert "is not a file" in errors
     assert not list(tmp_path.iterdir())

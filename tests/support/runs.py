@@ -1,8 +1,7 @@
 """Runs of the command line, made tiny."""
 
-from emp_plugin import main_pretrain
+from emp_plugin import cli
 from emp_plugin.training.callbacks import Checkpoints
-from support import SCRIPTS
 
 # any method's
 TINY = (
@@ -20,15 +19,9 @@ TINY_EMP = (
 )
 
 
-def command(configs, name, *settings):
-    """Arguments of a command line that reads scripts/<configs>/<name>.yaml."""
-    return ["--config-path", str(SCRIPTS / configs), "--config-name", name, *settings]
-
-
 def pretrain(folder, *settings, recipe="digits/emp"):
     """Train a recipe, made tiny, into a folder; returns the exit status."""
-    arguments = command("pretrain", recipe, *TINY, f"checkpoint.dir={folder}", *settings)
-    return main_pretrain.main(arguments)
+    return cli.main(["pretrain", recipe, *TINY, f"checkpoint.dir={folder}", *settings])
 
 
 def the_run(folder):

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from emp_plugin import main_linear
+from emp_plugin import cli
 from emp_plugin.errors import UserError
-from support.runs import TINY_EMP, command, pretrain, the_run
+from support.runs import TINY_EMP, pretrain, the_run
 
 SETTINGS = [
     *TINY_EMP,
@@ -47,8 +47,7 @@ def test_a_run_from_training_to_evaluation(tmp_path, settings, width, views, cap
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert state["classifier.weight"].shape[1] == width
     if views == ["bag"]:
-        checkpoint = f"pretrained_feature_extractor={run / 'last.ckpt'}"
-        assert main_linear.main(command("linear/digits", "emp", checkpoint)) == 1
+        assert cli.main(["probe", str(run / "last.ckpt")]) == 1
         message = "cannot take whole images of 32x32: set evaluation.views=[bag]"
         assert message in capsys.readouterr().err
 

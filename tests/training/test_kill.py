@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from emp_plugin import main_pretrain
-from support.runs import TINY, TINY_EMP, command, the_run
+from emp_plugin import cli
+from support.runs import TINY, TINY_EMP, the_run
 
 SETTINGS = [
     *TINY,
@@ -52,10 +52,10 @@ def processes():
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emp_plugin.main_pretrain"])
+    context.set_forkserver_preload(["emp_plugin.training.run"])
 
     def start(arguments):
-        process = context.Process(target=main_pretrain.main, args=(arguments,))
+        process = context.Process(target=cli.main, args=(arguments,))
         process.start()
         return process
 
@@ -68,7 +68,7 @@ def processes():
 
 def training(method, folder):
     own = [f"method={method}", *METHODS[method], f"checkpoint.dir={folder}"]
-    return command("pretrain", "digits/emp", *SETTINGS, *own)
+    return ["pretrain", "digits/emp", *SETTINGS, *own]
 
 
 def same(left, right, where=""):

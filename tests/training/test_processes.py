@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from emp_plugin import main_pretrain
+from emp_plugin import cli
 from emp_plugin.config import read_config
 from emp_plugin.losses import emp_ssl_loss
 from emp_plugin.methods import emp
@@ -27,7 +27,7 @@ from emp_plugin.solo_learn import backbone_of
 from emp_plugin.training.callbacks import Checkpoints
 from emp_plugin.training.probing import fresh_method
 from support import ROOT, SCRIPTS
-from support.runs import TINY, TINY_EMP, command, the_run
+from support.runs import TINY, TINY_EMP, the_run
 
 N, B, SIDE = 3, 8, 4  # patches, images of the global batch, side of a patch
 # A ViT has no BatchNorm, whose statistics would be those of a process's own images
@@ -159,7 +159,7 @@ def process(rank, size, port, job, out):
         emp._dense = without_batchnorm
         if out:
             stop_the_second(rank, 3, out)
-        sys.exit(main_pretrain.main(job))
+        sys.exit(cli.main(job))
     dist.init_process_group("gloo", rank=rank, world_size=size)
     results = {
         "step": one_step(rank, size, "null"),
@@ -201,7 +201,7 @@ def main(folder):
         if first:
             checkpoint = the_run(Path(folder, first)) / "epoch\\=1.ckpt"
             settings.append(f"resume_from_checkpoint={checkpoint}")
-        start(size, command("pretrain", "digits/emp", *settings))
+        start(size, ["pretrain", "digits/emp", *settings])
     settings = [
         *RUN,
         f"checkpoint.dir={folder}/stopped",
@@ -210,7 +210,7 @@ def main(folder):
         "checkpoint.every_n_steps=100",
         "log_every_n_steps=100",
     ]
-    start(2, command("pretrain", "digits/emp", *settings), out=f"{folder}/waited")
+    start(2, ["pretrain", "digits/emp", *settings], out=f"{folder}/waited")
 
 
 @pytest.fixture(scope="module")

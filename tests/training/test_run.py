@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emp_plugin import main_knn, main_linear
+from emp_plugin import cli
 from emp_plugin.config import augmentations, read_config
 from emp_plugin.evaluation import extract_features, protocol
 from emp_plugin.evaluation.probes import train_classifier
@@ -21,7 +21,7 @@ from emp_plugin.training.probing import encoder, evaluate_run, fresh_method
 from emp_plugin.training.run import batch_norm_group
 from emp_plugin.transforms import BatchMultiPatch
 from support import SCRIPTS, runs
-from support.runs import TINY_EMP, at_step, command, the_run
+from support.runs import TINY_EMP, at_step, the_run
 
 SETTINGS = [
     "optimizer.batch_size=16",
@@ -321,19 +321,18 @@ def test_a_run_cut_short_in_its_evaluation_is_only_evaluated_again(
 
 
 @pytest.mark.parametrize(
-    ("main", "probe", "probes"),
-    [(main_linear, "linear", "linear-knn-knn10"), (main_knn, "knn", "knn-knn10")],
+    ("probe", "probes"),
+    [([], "linear-knn-knn10"), (["evaluation.probes=[knn,knn10]"], "knn-knn10")],
 )
-def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, main, probe, probes):
+def test_probing_a_checkpoint_gives_the_run_s_own_figures(finished, probe, probes):
     settings = [
-        f"pretrained_feature_extractor={finished / 'last.ckpt'}",
         "evaluation.views=[bag]",
         "evaluation.bag_patches=2",
         "evaluation.linear.epochs=2",
         "accelerator=cpu",
         "data.fraction=0.06",
     ]
-    assert main.main(command(f"{probe}/digits", "emp", *settings)) == 0
+    assert cli.main(["probe", str(finished / "last.ckpt"), *probe, *settings]) == 0
     (path,) = finished.glob(f"{probes}-bag-2plain-*-digits-last.csv")
     rows = pd.read_csv(path)
     whole = pd.read_csv(finished / "evaluation.csv")
@@ -376,8 +375,7 @@ def test_mistakes_leave_nothing_behind(tmp_path, capsys, overrides, message):
 
 def test_checkpoints_that_cannot_be_probed(finished, tmp_path, capsys):
     def probe(path):
-        checkpoint = f"pretrained_feature_extractor={path}"
-        status = main_linear.main(command("linear/digits", "emp", checkpoint))
+        status = cli.main(["probe", str(path)])
         return status, capsys.readouterr().err
 
     assert probe(tmp_path) == (1, f"error: checkpoint {tmp_path} is not a file\n")
