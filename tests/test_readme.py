@@ -127,5 +127,15 @@ def test_what_a_page_names_is_there(page):
     text = page.read_text()
     links = [page.parent / link for link in re.findall(r"\]\(([^):#]+)", text)]
     folders = "emp_plugin|scripts|tests|results|benchmarks|docs"
-    named = re.findall(rf"`(?:\w+ )?((?:{folders})/[\w./-]*\w)`", text)
+    named = re.findall(rf"`(?:\w+ )?((?:{folders})/[\w./-]*\w)/?`", text)
     assert not [link for link in [*links, *(ROOT / name for name in named)] if not link.exists()]
+
+
+def test_troubleshooting_quotes_messages_of_the_program():
+    files = [*(ROOT / "emp_plugin").rglob("*.py"), ROOT / "scripts/env.sh"]
+    source = re.sub(r'"\s*f?"', "", "".join(file.read_text() for file in files))
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `(.*?)` \|", page, flags=re.M)
+    assert len(messages) > 10
+    parts = [part.strip() for message in messages for part in message.split("…")]
+    assert not [part for part in parts if part not in source]
