@@ -1,10 +1,13 @@
 """README.md and docs/: code runs, links lead somewhere, figures are those of results/."""
 
+import dataclasses
 import re
+import runpy
 
 import pandas as pd
 import pytest
 
+from emp_plugin.config import Run
 from support import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -139,3 +142,22 @@ def test_troubleshooting_quotes_messages_of_the_program():
     assert len(messages) > 10
     parts = [part.strip() for message in messages for part in message.split("…")]
     assert not [part for part in parts if part not in source]
+
+
+def test_the_page_of_settings_has_every_setting_of_a_run():
+    path = ROOT / "docs/settings.py"
+    page = runpy.run_path(str(path))["page"]()
+    assert path.with_suffix(".md").read_text() == page, "run python docs/settings.py"
+
+    def names(schema: type, prefix: str = "") -> set[str]:
+        return {
+            name
+            for field in dataclasses.fields(schema)
+            for name in (
+                names(field.type, f"{prefix}{field.name}.")
+                if dataclasses.is_dataclass(field.type)
+                else {prefix + field.name}
+            )
+        }
+
+    assert set(re.findall(r"^\| `([\w.]+)` \|", page.partition("## All")[2], flags=re.M)) == names(Run)
