@@ -124,7 +124,10 @@ def test_the_second_table_has_its_rows_and_the_published_figures():
             assert set(rows.protocol) == {"standard"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+OTHERS = [ROOT / "results/README.md", ROOT / "benchmarks/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES + OTHERS, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_what_a_page_names_is_there(page):
     """Relative links, and files that are named with one of the repository's folders."""
     text = page.read_text()
