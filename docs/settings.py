@@ -1,39 +1,39 @@
-"""Write the last table of settings.md from emp_plugin/config/models.py: `python docs/settings.py`."""
+"""Write the last table of settings.md from the schema of a run: `python docs/settings.py`."""
 
-import ast
+import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
+from emp_plugin.config import Run
+
 PAGE = Path(__file__).with_suffix(".md")
-SCHEMA = PAGE.parents[1] / "emp_plugin/config/models.py"
-MARK = "<!-- The rest is written by docs/settings.py -->\n"
 HEAD = "| setting | default | meaning |\n|---|---|---|\n"
 
 
-def settings(source: str, name: str = "Run", prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Name, default and meaning of every setting; the meaning is its comment in the source."""
-    lines = [line.strip() for line in source.splitlines()]
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    for base in classes[name].bases:
-        yield from settings(source, ast.unparse(base), prefix)
-    for item in (node for node in classes[name].body if isinstance(node, ast.AnnAssign)):
-        key, kind = f"{prefix}{item.target.id}", ast.unparse(item.annotation)
-        if kind in classes:
-            yield from settings(source, kind, f"{key}.")
+def settings(schema: type, prefix: str = "") -> Iterator[str]:
+    """A row for every setting; its meaning is the comment in the source, beside or above it."""
+    sources = [inspect.getsource(cls) for cls in schema.__mro__ if dataclasses.is_dataclass(cls)]
+    lines = [line.strip() for line in "\n".join(sources).splitlines()]
+    for field in dataclasses.fields(schema):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from settings(field.type, f"{key}.")
             continue
-        default = re.sub(r"^field\(.*?=(lambda: )?(.*)\)$", r"\2", ast.unparse(item.value))
-        default = {"MISSING": "", "None": "null", "dict": "{}", "list": "[]"}.get(default, default)
-        above = takewhile(lambda line: line.startswith("# "), reversed(lines[: item.lineno - 1]))
-        meaning = lines[item.lineno - 1].partition("  # ")[2]
-        yield key, default.strip("'"), meaning or " ".join(line[2:] for line in [*above][::-1])
+        has_factory = field.default is dataclasses.MISSING
+        value = str(field.default_factory() if has_factory else field.default)
+        value = {"???": "", "None": "`null`"}.get(value, f"`{value}`")
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{field.name}: "))
+        above = [*takewhile(lambda line: line.startswith("# "), reversed(lines[:at]))]
+        meaning = re.findall(r"  # (.*)", lines[at]) or [line[2:] for line in reversed(above)]
+        yield f"| `{key}` | {value} | {' '.join(meaning)} |\n"
 
 
 def page() -> str:
     """What settings.md should say."""
-    rows = [f"| `{key}` | `{value}` | {why} |\n" for key, value, why in settings(SCHEMA.read_text())]
-    return PAGE.read_text().partition(MARK)[0] + MARK + HEAD + "".join(rows).replace("``", "")
+    return PAGE.read_text().rpartition(HEAD)[0] + HEAD + "".join(settings(Run))
 
 
 if __name__ == "__main__":

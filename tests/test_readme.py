@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import shlex
 
 import pandas as pd
 import pytest
@@ -16,6 +17,15 @@ BLOCKS = {
     f"{page.name}, block {i}": code
     for page in PAGES
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S))
+}
+# of `emp pretrain`, without it; METHOD stands for several
+COMMANDS = {
+    line: shlex.split(line, comments=True)
+    for page in PAGES
+    for line in re.findall(
+        r"^emp pretrain ([a-z].*)$", page.read_text().replace("\\\n", " "), flags=re.M
+    )
+    if "METHOD" not in line
 }
 # tests/test_export.py runs these, which need a run's files
 NEED_FILES = ("backbone.safetensors",)
@@ -44,6 +54,11 @@ def test_a_block_of_python_runs(name):
 
 def test_there_are_blocks():
     assert len([name for name in BLOCKS if name.startswith("README")]) >= 2
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_names_a_recipe_and_its_settings(line, config):
+    config(*COMMANDS[line])
 
 
 def test_readme_is_short():
@@ -131,10 +146,12 @@ OTHERS = [ROOT / "results/README.md", ROOT / "benchmarks/README.md"]
 def test_what_a_page_names_is_there(page):
     """Relative links, and files that are named with one of the repository's folders."""
     text = page.read_text()
-    links = [page.parent / link for link in re.findall(r"\]\(([^):#]+)", text)]
+    links = re.findall(r"\]\(([^):#]+)[)#]", text)
     folders = "emp_plugin|scripts|tests|results|benchmarks|docs"
     named = re.findall(rf"`(?:\w+ )?((?:{folders})/[\w./-]*\w)/?`", text)
-    assert not [link for link in [*links, *(ROOT / name for name in named)] if not link.exists()]
+    absent = [link for link in links if not (page.parent / link).exists()]
+    absent += [name for name in named if not any((at / name).exists() for at in (ROOT, page.parent))]
+    assert not absent
 
 
 def test_troubleshooting_quotes_messages_of_the_program():
