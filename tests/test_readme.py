@@ -150,7 +150,8 @@ def test_what_a_page_names_is_there(page):
     folders = "emp_plugin|scripts|tests|results|benchmarks|docs"
     named = re.findall(rf"`(?:\w+ )?((?:{folders})/[\w./-]*\w)/?`", text)
     absent = [link for link in links if not (page.parent / link).exists()]
-    absent += [name for name in named if not any((at / name).exists() for at in (ROOT, page.parent))]
+    places = (ROOT, page.parent)
+    absent += [name for name in named if not any((place / name).exists() for place in places)]
     assert not absent
 
 
@@ -180,4 +181,5 @@ def test_the_page_of_settings_has_every_setting_of_a_run():
             )
         }
 
-    assert set(re.findall(r"^\| `([\w.]+)` \|", page.partition("## All")[2], flags=re.M)) == names(Run)
+    documented = re.findall(r"^\| `([\w.]+)` \|", page.partition("## All")[2], flags=re.M)
+    assert set(documented) == names(Run)
