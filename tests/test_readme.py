@@ -183,3 +183,20 @@ def test_the_page_of_settings_has_every_setting_of_a_run():
 
     documented = re.findall(r"^\| `([\w.]+)` \|", page.partition("## All")[2], flags=re.M)
     assert set(documented) == names(Run)
+
+
+PARTS = (ROOT / "docs/results.md").read_text().split("\n## ")[1:]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.partition("\n")[0])
+def test_figures_of_the_page_of_results_are_in_the_files_it_links(part):
+    files = [ROOT / "docs" / link for link in re.findall(r"\]\(([^)]+\.(?:csv|md))\)", part)]
+    files += [file.with_name("results.csv") for file in files if file.name == "table.md"]
+    files += [ROOT / "emp_plugin/studies/paper.csv"]
+    there = [float(n) for file in files for n in re.findall(r"\d+\.\d+", file.read_text())]
+    assert len(there) > 100
+    cells = [
+        cell for line in part.splitlines() if line.startswith("| ") for cell in line.split("|")
+    ]
+    figures = set(re.findall(r"\b[1-9]\d*\.\d+", " ".join(cells)))
+    assert not [figure for figure in figures if not any(same(figure, value) for value in there)]
