@@ -156,7 +156,7 @@ def test_what_a_page_names_is_there(page):
 
 
 def test_troubleshooting_quotes_messages_of_the_program():
-    files = [*(ROOT / "emp_plugin").rglob("*.py"), ROOT / "scripts/env.sh"]
+    files = [*(ROOT / "emp_plugin").rglob("*.py"), *(ROOT / "scripts").glob("env.*")]
     source = re.sub(r'"\s*f?"', "", "".join(file.read_text() for file in files))
     page = (ROOT / "docs/troubleshooting.md").read_text()
     messages = re.findall(r"^\| `(.*?)` \|", page, flags=re.M)
