@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from emp_plugin.config import Run
+from emp_plugin.training.flops import training_flops
 from support import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -200,3 +201,13 @@ def test_figures_of_the_page_of_results_are_in_the_files_it_links(part):
     ]
     figures = set(re.findall(r"\b[1-9]\d*\.\d+", " ".join(cells)))
     assert not [figure for figure in figures if not any(same(figure, value) for value in there)]
+
+
+@pytest.mark.slow
+def test_flops_of_an_image_are_those_of_the_page_of_comparisons(config):
+    page = (ROOT / "docs/comparison.md").read_text()
+    names = re.search(r"^\| \|( EMP-SSL .*)\|$", page, flags=re.M)[1].replace("EMP-SSL", "emp")
+    figures = re.search(r"^\| GFLOP an image \|(.*)\|$", page, flags=re.M)[1].split("|")
+    for name, figure in zip(names.split("|"), figures, strict=True):
+        recipe = config(f"cifar/{name.strip(' `').lower()}")
+        assert same(figure.strip(), training_flops(recipe) / 1e9), name
