@@ -79,7 +79,7 @@ def test_loading_leaves_the_random_numbers_alone(checkpoint, tmp_path):
 
 
 def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
-    """The lines of the README, on an EMP run over a folder of images."""
+    """The lines of docs/python.md, on an EMP run over a folder of images."""
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
