@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emp_plugin.losses import emp_ssl_loss, patch_invariance, total_coding_rate
+from emp_plugin.losses import EMPSSLLoss, emp_ssl_loss, patch_invariance, total_coding_rate
 
 
 def reference(z: np.ndarray, weight: float, eps: float) -> tuple[float, float, float]:
@@ -41,7 +41,9 @@ GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
 def test_value_in_float64(n, b, d, eps, weight):
     z = projections(n, b, d)
     got = [x.item() for x in emp_ssl_loss(z, weight, eps)]
-    np.testing.assert_allclose(got, reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10)
+    expected = reference(z.numpy(), weight, eps)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+    assert EMPSSLLoss(weight, eps)(z).item() == pytest.approx(expected[0], rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize(("n", "b", "d"), GRID)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -82,6 +81,8 @@ class ImageFiles:
 
     def read_all(self, description: str) -> Tensor:
         """All images at once, uint8 (N, 3, size, size), with a progress bar."""
+        from rich.progress import track
+
         images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
         # threads, because Pillow decodes without holding Python's lock
         with ThreadPoolExecutor(os.cpu_count()) as pool:
