@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emp_plugin.heads import EMPHead, HeadSettings, unit
-from emp_plugin.losses import at_least_float32, emp_ssl_loss, gather_images, is_distributed
+from emp_plugin.losses import (
+    MOST_IN_FLOAT32,
+    at_least_float32,
+    emp_ssl_loss,
+    gather_images,
+    is_distributed,
+)
 from emp_plugin.methods.gradient_cache import project_in_chunks
 from emp_plugin.solo_learn import BaseMethod, backbone_of, split_settings
 from emp_plugin.solo_learn.schedules import is_logged
@@ -42,6 +48,11 @@ class EMPSettings(HeadSettings):
             )
         if not self.eps > 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
+        if self.proj_output_dim > self.eps * MOST_IN_FLOAT32:
+            least = self.proj_output_dim / MOST_IN_FLOAT32
+            raise ValueError(
+                f"eps must be at least {least:g}, which float32 carries, got {self.eps}"
+            )
         if self.patch_chunk is not None and self.patch_chunk < 1:
             raise ValueError(
                 "patch_chunk must be at least 1, or null for all patches at once, "

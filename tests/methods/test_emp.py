@@ -172,6 +172,7 @@ def test_channels_last_and_stem(method):
     [
         ("method_kwargs.preset=best", "preset must be one of code, paper"),
         ("method_kwargs.eps=0", "eps must be positive"),
+        ("method_kwargs.eps=0.01", "eps must be at least 0.01024"),
         ("method_kwargs.invariance_weight=-1", "invariance_weight"),
         ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
         ("method_kwargs.lambda=200", "lambda"),
