@@ -222,6 +222,7 @@ def pretending(gpu: PretendedGPU) -> Iterator[PretendedGPU]:
         mock.patch.object(torch.cuda, "_lazy_init", return_value=None),
         mock.patch.object(torch.cuda, "get_rng_state", return_value=torch.zeros(1)),
         mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
+        mock.patch.object(torch.cuda, "mem_get_info", return_value=(0, 0)),  # images stay here
         mock.patch.object(torch.cuda, "current_stream", return_value=stream),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: gpu.pin(tensor)),
         mock.patch.object(torch.autocast, "__init__", autocast_of_the_cpu),

@@ -11,6 +11,7 @@ PACKAGE = Path(emp_plugin.__file__).parent
 ORDER = (
     "errors",
     "losses",
+    "heads",
     "transforms",
     "data",
     "evaluation",

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emp_plugin.losses import emp_ssl_loss, patch_invariance, total_coding_rate
+from emp_plugin.losses import EMPSSLLoss, emp_ssl_loss, patch_invariance, total_coding_rate
 
 
 def reference(z: np.ndarray, weight: float, eps: float) -> tuple[float, float, float]:
@@ -41,7 +41,9 @@ GRID = [(1, 4, 8), (2, 8, 4), (5, 3, 16), (20, 10, 10), (3, 1, 7), (4, 33, 5)]
 def test_value_in_float64(n, b, d, eps, weight):
     z = projections(n, b, d)
     got = [x.item() for x in emp_ssl_loss(z, weight, eps)]
-    np.testing.assert_allclose(got, reference(z.numpy(), weight, eps), rtol=1e-10, atol=1e-10)
+    expected = reference(z.numpy(), weight, eps)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+    assert EMPSSLLoss(weight, eps)(z).item() == pytest.approx(expected[0], rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize(("n", "b", "d"), GRID)
@@ -101,6 +103,23 @@ def test_extreme_inputs_stay_finite(name, z):
     assert all(torch.isfinite(x) for x in out)
     assert torch.isfinite(z.grad).all()
     assert out.coding_rate.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("b", "d"), [(1, 1024), (2, 8), (100, 512), (512, 128)])
+def test_float32_is_used_as_far_as_it_carries(b, d):
+    """Parallel rows are the hardest: the rate is 1/2 log(1 + d / eps)."""
+    z = projections(1, 1, d).expand(1, b, d)
+    within, beyond = d / 0.99e5, d / 1.01e5
+    for rows in (z, F.normalize(z + 1e-3 * projections(1, b, d, seed=1), dim=-1)):
+        exact = total_coding_rate(rows, within)
+        torch.testing.assert_close(
+            total_coding_rate(rows.float(), within).double(), exact, rtol=1e-2, atol=0
+        )
+    expected = torch.tensor([0.5 * math.log1p(d / beyond)], dtype=torch.float64)
+    torch.testing.assert_close(total_coding_rate(z, beyond), expected)
+    for lower in (z.float(), z.bfloat16()):
+        with pytest.raises(ValueError, match="needs d / eps of at most 100000 in float32"):
+            total_coding_rate(lower, beyond)
 
 
 def test_not_a_number_is_not_hidden():

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -166,6 +164,8 @@ def _stratified_split(
     """
     if not 0 < fraction < 1:
         raise UserError(f"{setting} must be between 0 and 1, got {fraction}")
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     try:
         rest, part = train_test_split(
             np.arange(len(data)),
@@ -191,6 +191,8 @@ def _digits(size: int) -> tuple[ImageData, ImageData]:
 
     A fifth is the test set.
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
     resized = F.interpolate(grey, size=size, mode="bilinear").round().clamp(0, 255)

@@ -1,6 +1,5 @@
 """Images on disk: listed once, decoded when a step asks for them, to squares of one size."""
 
-import functools
 import hashlib
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -25,6 +23,7 @@ Window = tuple[float, float] | None
 UNLABELLED = ["unlabelled"]  # "classes" of images without labels, whose targets are -1
 OUTPUT = ".emp_plugin_output"  # a file in folders that hold what runs leave
 NEARLY_EMPTY = 8  # of 255: an image whose values span less has lost its contrast somewhere
+WARNED_OF: set[bytes] = set()  # folders that hold such images
 DARK = 64  # of 255: no 16-bit colour image that uses its range stays below
 
 
@@ -74,7 +73,7 @@ class ImageFiles:
     def _read(self, path: bytes) -> Tensor:
         image = read_image(os.fsdecode(path), self.size, self.window)
         if is_nearly_empty(image):
-            _warn_of_range(os.path.dirname(path), path, image.min().item(), image.max().item())
+            _warn_of_range(path, image.min().item(), image.max().item())
         return image
 
     def _mark(self, number: int) -> None:
@@ -109,6 +108,8 @@ class ImageFiles:
 
     def each(self, read: Callable[[bytes], Any], description: str) -> Iterator[Any]:
         """What ``read`` makes of every path, in order, with a progress bar."""
+        from rich.progress import track
+
         # threads, because Pillow decodes without holding Python's lock
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             made = pool.map(read, self.paths)
@@ -145,10 +146,12 @@ def is_nearly_empty(image: Tensor) -> bool:
     return int(image.max()) - int(image.min()) < NEARLY_EMPTY
 
 
-@functools.cache
-def _warn_of_range(folder: bytes, *first: Any) -> None:
-    """Once for each folder and process, naming its ``first`` such image."""
-    path, low, high = first
+def _warn_of_range(path: bytes, low: int, high: int) -> None:
+    """Once for each folder and process, naming its first such image."""
+    folder = os.path.dirname(path)
+    if folder in WARNED_OF:
+        return
+    WARNED_OF.add(folder)
     warnings.warn(
         f"{os.fsdecode(path)}: its values are {low} to {high} of 255, nearly without contrast. "
         f"`emp check-data {os.fsdecode(folder)}` names all such images",

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.functional import pil_to_tensor
@@ -141,6 +140,8 @@ def extract_views(
         ValueError: for an unknown device, a bag of float images, or dense without a pooling layer.
         UserError: for features that are not finite: probes would give them a chance's accuracy.
     """
+    from rich.progress import track
+
     place = _device(encode, device)
     parts, targets = [], []
     with _evaluating(encode), torch.inference_mode(), _precision(place, bf16):

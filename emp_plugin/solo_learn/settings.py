@@ -45,7 +45,8 @@ def split_settings(
     keywords or a mapping ``method_kwargs``, as :func:`build_method` hands it over.
 
     Raises:
-        UserError: ``method_kwargs`` has a key that is no field; it is named.
+        UserError: ``method_kwargs`` has a key that is no field, or ``settings_cls`` refuses a
+            value (its message begins with the field's name); it is named.
     """
     names = [field.name for field in fields(settings_cls) if field.init]
     own = {}
@@ -57,7 +58,10 @@ def split_settings(
         given = plain(kwargs.pop("method_kwargs", None))
         own = {name: kwargs.pop(name) for name in names if name in kwargs}
     check_names(given, names, "method_kwargs")
-    return settings_cls(**given, **own), args, kwargs
+    try:
+        return settings_cls(**given, **own), args, kwargs
+    except ValueError as error:
+        raise UserError(f"method_kwargs.{error}") from error
 
 
 def check(cfg: DictConfig) -> None:

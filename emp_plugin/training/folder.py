@@ -30,7 +30,7 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 # Raised by hand when a change makes the same settings train to other weights, by more than what an
 # accelerator rounds differently.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 # Settings that do not change the training, and those of the Trainer that only show it or validate.
 NOT_COMPARED = {
     "name",

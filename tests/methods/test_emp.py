@@ -62,6 +62,16 @@ def test_sizes_of_the_presets(method):
     assert of_paper == {"backbone": 512}
 
 
+def test_the_head_has_the_names_of_older_checkpoints(method):
+    dense = ["0.weight", "0.bias", *(f"1.{name}" for name in torch.nn.BatchNorm1d(1).state_dict())]
+    names = {name for name in method().state_dict() if "embed" in name or "proj" in name}
+    assert names == {
+        *(f"{part}.{name}" for part in ("embedder", "projector") for name in dense),
+        "projector.3.weight",
+        "projector.3.bias",
+    }
+
+
 def test_a_step_is_the_objective_on_one_batch_of_all_patches(method):
     """It equals the loss on projections made by hand, with BatchNorm over all n x b patches."""
     model = method().train()
@@ -162,6 +172,7 @@ def test_channels_last_and_stem(method):
     [
         ("method_kwargs.preset=best", "preset must be one of code, paper"),
         ("method_kwargs.eps=0", "eps must be positive"),
+        ("method_kwargs.eps=0.01", "eps must be at least 0.01024"),
         ("method_kwargs.invariance_weight=-1", "invariance_weight"),
         ("method_kwargs.proj_output_dim=0", "proj_output_dim"),
         ("method_kwargs.lambda=200", "lambda"),
@@ -285,6 +296,17 @@ def test_chunks_work_with_loss_scaling_and_accumulated_gradients(method):
     scaler.update()
     assert all(torch.equal(a, b) for a, b in zip(weights, before))
     assert scaler.get_scale() == 2.0**126
+
+
+def test_chunks_leave_a_weight_alone_that_the_loss_does_not_depend_on(method):
+    """Without a gradient, as without chunks, so that weight decay does not touch it either."""
+    batch = [torch.arange(4), torch.randn(3, 4, 3, 16, 16), torch.full((4,), -1)]
+    for settings in (CHUNKS_OF_2, CHUNKS_OF_2[1:]):
+        model = method(*settings).train()
+        model.embedder.spare = torch.nn.Parameter(torch.ones(3))
+        model.training_step(batch, 0).backward()
+        assert model.embedder.spare.grad is None
+        assert model.embedder[0].weight.grad.abs().sum() > 0
 
 
 class Watched(torch.autograd.Function):

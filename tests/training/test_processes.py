@@ -19,10 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from emp_plugin import cli
+from emp_plugin import cli, heads
 from emp_plugin.config import read_config
-from emp_plugin.losses import emp_ssl_loss
-from emp_plugin.methods import emp
+from emp_plugin.losses import EMPSSLLoss, emp_ssl_loss
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.training.callbacks import Checkpoints
 from emp_plugin.training.probing import fresh_method
@@ -59,7 +58,7 @@ def without_batchnorm(inputs, outputs):
 
 def small_method(chunk):
     """EMP with a network of a few linear layers."""
-    emp._dense = without_batchnorm
+    heads._dense = without_batchnorm
     width = "method_kwargs.proj_output_dim=6"
     settings = [*TINY_EMP, width, f"method_kwargs.patch_chunk={chunk}"]
     model = fresh_method(read_config(str(SCRIPTS / "pretrain"), "digits/emp", settings))
@@ -107,9 +106,9 @@ def loss_of_z(rank, size):
     """The loss on unit vectors z (N, B, 6), and their gradient as DDP's mean weighs it."""
     z = unit_vectors()
     mine = z[:, rank * B // size : (rank + 1) * B // size].clone().requires_grad_()
-    out = emp_ssl_loss(mine, 200.0, 0.2, emp.gather_images(mine))
-    out.loss.backward()
-    parts, loss = [torch.zeros_like(mine) for _ in range(size)], out.loss.detach().clone()
+    out = EMPSSLLoss()(mine)
+    out.backward()
+    parts, loss = [torch.zeros_like(mine) for _ in range(size)], out.detach().clone()
     dist.all_gather(parts, mine.grad / size)
     dist.all_reduce(loss)
     return loss / size, torch.cat(parts, dim=1)
@@ -156,7 +155,7 @@ def process(rank, size, port, job, out):
         "NODE_RANK": "0",
     }
     if job:
-        emp._dense = without_batchnorm
+        heads._dense = without_batchnorm
         if out:
             stop_the_second(rank, 3, out)
         sys.exit(cli.main(job))
@@ -237,7 +236,7 @@ def test_loss_and_its_gradient_for_z_are_those_of_one_process(folder, size):
 @pytest.mark.parametrize("kind", ["step", "chunked"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradients_and_logged_values_are_those_of_one_process(folder, size, kind, monkeypatch):
-    monkeypatch.setattr(emp, "_dense", without_batchnorm)
+    monkeypatch.setattr(heads, "_dense", without_batchnorm)
     model = small_method("null")
     x, y = batch()
     expected = model.training_step([torch.arange(B), x, y], 0)
