@@ -95,7 +95,7 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
     message = str(caught.value)
     for part in ("no route to host", "cifar-10-batches-py", "<class>", "data.train_path=DIR"):
         assert part in message
-    assert "digits/emp.sh" in message
+    assert "emp pretrain digits/emp" in message
 
 
 @pytest.mark.parametrize(
