@@ -10,24 +10,33 @@ from emp_plugin.config.compose import (
     TRAINER_KEYS,
     check_config,
     command_line,
+    from_dict,
     read_config,
+    read_yaml,
+    to_dict,
     trainer_arguments,
     uses_gpu,
 )
-from emp_plugin.config.models import Evaluation, Probe, Run
+from emp_plugin.config.models import Data, Optimizer, Probe, ProbeData, Run, Scheduler
 
 __all__ = [
     "TRAINER_KEYS",
-    "Evaluation",
+    "Data",
+    "Optimizer",
     "Probe",
+    "ProbeData",
     "Run",
+    "Scheduler",
     "augmentations",
     "backbone_kwargs",
     "check_config",
     "check_whole_images",
     "command_line",
+    "from_dict",
     "input_size",
     "read_config",
+    "read_yaml",
+    "to_dict",
     "trainer_arguments",
     "uses_gpu",
 ]

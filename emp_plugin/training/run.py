@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import augmentations, trainer_arguments, uses_gpu
+from emp_plugin.config import Run, augmentations, to_dict, trainer_arguments, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, make_views
 from emp_plugin.data.batches import Step
 from emp_plugin.errors import UserError
@@ -48,7 +47,7 @@ from emp_plugin.training.probing import (
 from emp_plugin.transforms import BatchMultiPatch
 
 
-def pretrain(cfg: DictConfig) -> Path:
+def pretrain(cfg: Run) -> Path:
     """Train, evaluate and describe one run; returns its folder.
 
     Raises:
@@ -85,7 +84,7 @@ def pretrain(cfg: DictConfig) -> Path:
 
 
 def fit(
-    cfg: DictConfig,
+    cfg: Run,
     trainer: pl.Trainer,
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
@@ -124,7 +123,7 @@ def fit(
                 cfg.checkpoint.min_seconds,
                 cfg.checkpoint.frequency,
                 cfg.checkpoint.keep_prev,
-                OmegaConf.to_container(cfg),
+                to_dict(cfg),
                 cfg.checkpoint.keep_every_n_steps,
             )
         )
@@ -158,7 +157,7 @@ def fit(
 
 
 def summarise(
-    cfg: DictConfig,
+    cfg: Run,
     trainer: pl.Trainer,
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
@@ -217,17 +216,17 @@ def summarise(
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
-def device_views(cfg: DictConfig) -> list[BatchMultiPatch]:
+def device_views(cfg: Run) -> list[BatchMultiPatch]:
     """The run's augmentations, made where the model is."""
     return [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
 
 
-def views_per_image(cfg: DictConfig) -> int:
+def views_per_image(cfg: Run) -> int:
     """Patches (views) of an image in a step."""
     return sum(augmentation.num_patches for augmentation in augmentations(cfg))
 
 
-def batch_norm_group(cfg: DictConfig) -> int:
+def batch_norm_group(cfg: Run) -> int:
     """Patches that pass the backbone together in a process and share BatchNorm's statistics.
 
     They are EMP's n x b, or those of a chunk, and one view's batch of other methods.
@@ -238,7 +237,7 @@ def batch_norm_group(cfg: DictConfig) -> int:
     return cfg.optimizer.batch_size * min(patches, cfg.method_kwargs.get("patch_chunk") or patches)
 
 
-def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
+def newest_readable(folder: Path, cfg: Run) -> Path | None:
     """The newest checkpoint of an unfinished run that can be read, None if none was written.
 
     Broken ones are named on standard output.
@@ -261,7 +260,7 @@ def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
+def checkpoint_bytes(cfg: Run, model: pl.LightningModule, steps_per_epoch: int) -> int:
     """Bytes that the checkpoints of a run take at least.
 
     A file holds the weights and one moment of the optimiser. There are ``last.ckpt``,
@@ -273,14 +272,14 @@ def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
     if cfg.checkpoint.keep_every_n_steps:
-        limit = cfg.get("limit_train_batches") or 1.0
+        limit = cfg.limit_train_batches or 1.0
         share = isinstance(limit, float)
         steps = int(limit * steps_per_epoch) if share else min(limit, steps_per_epoch)
         kept += cfg.max_epochs * steps // cfg.checkpoint.keep_every_n_steps
     return 2 * weights * (3 + kept)
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+def build_trainer(cfg: Run, folder: Path) -> pl.Trainer:
     """Lightning's Trainer as configured, without loggers and checkpoints.
 
     With GPUs BatchNorm takes its statistics over all of them, as if the batch were on one; torch
@@ -293,7 +292,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     callbacks = []
-    if cfg.get("enable_progress_bar", True):
+    if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
     defaults = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)}
     try:
@@ -317,7 +316,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     return trainer
 
 
-def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
+def build_loggers(cfg: Run, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     """metrics.csv always, TensorBoard and W&B by setting.
 
     A continued run keeps the rows of metrics.csv before ``resumed_step``.
@@ -331,7 +330,7 @@ def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.l
         raise UserError(f"{error}; install it, or switch that logger off") from error
 
 
-def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
+def _optional_loggers(cfg: Run, folder: Path) -> list[pl.loggers.Logger]:
     loggers = []
     if cfg.tensorboard.enabled:
         loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
@@ -343,13 +342,13 @@ def _optional_loggers(cfg: DictConfig, folder: Path) -> list[pl.loggers.Logger]:
                 entity=cfg.wandb.entity,
                 offline=cfg.wandb.offline,
                 save_dir=folder,
-                config=OmegaConf.to_container(cfg),
+                config=to_dict(cfg),
             )
         )
     return loggers
 
 
-def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, folder: Path) -> None:
+def draw_first_patches(cfg: Run, train: ImageData | ImageFiles, folder: Path) -> None:
     """Draw patches.png: the first training image under the run's augmentations."""
     views, first = device_views(cfg), torch.tensor([0])
     image = train.fetch(first)
