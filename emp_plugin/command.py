@@ -13,7 +13,7 @@ from emp_plugin.errors import UserError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def user_command(command: Callable[[list[str] | None], Any]) -> Callable[[list[str] | None], int]:
+def user_command(command: Callable[[list[str] | None], Any]) -> Callable[..., int]:
     """A command line that answers what is no bug with one message on stderr and exit status 1.
 
     That is a :class:`UserError`, a full disk, Ctrl-C or SIGTERM. ``--debug`` shows the traceback.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,7 +23,10 @@ from emp_plugin.config.models import Probe, Run
 from emp_plugin.data.datasets import count_classes
 from emp_plugin.errors import UserError
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 # In a recipe, ${fit:10,1000,${max_epochs}} is 10/1000 of max_epochs: what the published schedule of
 # 1000 epochs does for 10 of them.
@@ -127,7 +130,7 @@ def read_config(
         OmegaConf.set_struct(composed, False)
         for key, value in inline.items():
             composed[key] = OmegaConf.create(value)
-        given = OmegaConf.to_container(composed, resolve=False)
+        given: Any = OmegaConf.to_container(composed, resolve=False)
     # Hydra raises TypeError and ValueError, too, for some values
     except (HydraException, OmegaConfBaseException, TypeError, ValueError, YAMLError) as error:
         raise UserError(f"{config_name}: {str(error).splitlines()[0]}") from error
@@ -178,19 +181,24 @@ def check_config(given: Mapping[str, Any], schema: type[Settings]) -> Settings:
     for key in sorted(named & COUNTED):
         raise UserError(_unknown_key(key, schema))
     cfg = replace(cfg, evaluation=check_evaluation(cfg.evaluation))
-    if not isinstance(cfg, Run):
-        return cfg
+    return cast(Settings, _completed(cfg) if isinstance(cfg, Run) else cfg)
+
+
+def _completed(cfg: Run) -> Run:
     precision = cfg.precision or _fast_precision(uses_gpu(cfg))
     # False is what YAML makes of off
     mode = "off" if cfg.performance.compile == "False" else cfg.performance.compile
     cfg = replace(cfg, precision=precision, performance=replace(cfg.performance, compile=mode))
     check_run(cfg)
     made = augmentations(cfg)
-    views = sum(view.num_patches for view in made)
-    large = sum(view.num_patches for view in made if view.output_size == made[0].output_size)
-    counts = {"num_large_crops": large, "num_small_crops": views - large}
-    classes = count_classes(cfg.data.dataset, cfg.data.train_path)
-    return replace(cfg, data=replace(cfg.data, num_classes=classes, **counts))
+    large = [view.num_patches for view in made if view.output_size == made[0].output_size]
+    counted = replace(
+        cfg.data,
+        num_classes=count_classes(cfg.data.dataset, cfg.data.train_path),
+        num_large_crops=sum(large),
+        num_small_crops=sum(view.num_patches for view in made) - sum(large),
+    )
+    return replace(cfg, data=counted)
 
 
 def _typed(given: Mapping[str, Any], schema: type[Settings]) -> Settings:
@@ -204,14 +212,14 @@ def _typed(given: Mapping[str, Any], schema: type[Settings]) -> Settings:
         others = TRAINER_KEYS - {item.name for item in fields(Run)}
         given["trainer"] = {key: given.pop(key) for key in list(given) if key in others}
     try:
-        cfg = _writable(OmegaConf.structured(schema))
+        cfg: Any = _writable(OmegaConf.structured(schema))
         if isinstance(evaluation := given.get("evaluation"), Mapping):
             cfg = OmegaConf.merge(cfg, {"evaluation": of_protocol(evaluation.get("protocol"))})
         cfg = OmegaConf.merge(cfg, given)
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
-        return OmegaConf.to_object(cfg)
+        return cast(Settings, OmegaConf.to_object(cfg))
     except ConfigKeyError as error:
         raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
     except OmegaConfBaseException as error:
@@ -232,7 +240,7 @@ def _writable(node: DictConfig) -> DictConfig:
 def to_dict(settings: Run | Probe) -> dict[str, Any]:
     """Settings in plain containers, as they are saved, compared, and written in YAML."""
     given = asdict(settings)
-    trainer = given.pop("trainer", {})
+    trainer: dict[str, Any] = given.pop("trainer", {})
     return {k: v for k, v in given.items() if v is not None or k not in TRAINER_KEYS} | trainer
 
 
@@ -268,11 +276,11 @@ def read_yaml(path: Path, overrides: list[str], schema: type[Settings]) -> Setti
         raise UserError(f"{path} is not a file")
     lists = {item.name for item in fields(schema) if "list" in str(item.type)}
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        given: Any = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         for name in lists & set(given):
             if not isinstance(given[name], ListConfig):
                 given[name] = [given[name]]
-        return _typed(OmegaConf.to_container(given), schema)
+        return _typed(cast(dict[str, Any], OmegaConf.to_container(given)), schema)
     except (OmegaConfBaseException, UserError, YAMLError) as error:
         raise UserError(f"{path.name}: {str(error).splitlines()[0]}") from error
 
@@ -295,7 +303,7 @@ def _fast_precision(gpu: bool) -> str:
     # old versions of torch lack these functions; 2.6 has the first
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "32"
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "32" if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile") else "bf16-mixed"
 
 

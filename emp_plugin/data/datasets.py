@@ -62,10 +62,13 @@ class ImageData:
         """The images at ``indices``, uint8 (b, 3, H, W)."""
         return self.images[indices]
 
-    def subset(self, indices) -> "ImageData":
+    def subset(self, indices: Tensor) -> "ImageData":
         """The images at ``indices``, in that order."""
         indices = torch.as_tensor(indices)
         return replace(self, images=self.images[indices], targets=self.targets[indices])
+
+
+Images = ImageData | ImageFiles
 
 
 def load_dataset(
@@ -75,7 +78,7 @@ def load_dataset(
     fraction: float = -1,
     val_path: str | None = None,
     image_size: int | None = None,
-) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+) -> tuple[Images, Images | None]:
     """Load the training and the evaluation images of a dataset.
 
     Args:
@@ -106,6 +109,8 @@ def load_dataset(
     if name not in NUM_CLASSES:
         raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
     size = image_size or IMAGE_SIZE[name]
+    train: Images
+    test: Images | None
     if name == "digits":
         train, test = _digits(size)
     elif not train_path:
@@ -130,21 +135,20 @@ def load_dataset(
         train, test = (
             ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes)
             for split, files in (("train", train), ("val", test))
+            if isinstance(files, ImageFiles)
         )
     return train, test
 
 
 def count_classes(name: str, train_path: str | None) -> int:
     """Number of classes of a dataset; 1 without labels. Only ``custom`` is looked at on disk."""
-    if NUM_CLASSES[name] is not None:
-        return NUM_CLASSES[name]
+    if (known := NUM_CLASSES[name]) is not None:
+        return known
     root = Path(train_path or ".").expanduser()
     return max(1, len(class_folders(root))) if root.is_dir() and not _is_flat(root) else 1
 
 
-def _stratified_split(
-    data: ImageData, fraction: float, setting: str
-) -> tuple[ImageData, ImageData]:
+def _stratified_split(data: Images, fraction: float, setting: str) -> tuple[Images, Images]:
     """Split off ``fraction`` of the images, every class in proportion; both parts keep the order.
 
     Returns:
@@ -164,10 +168,11 @@ def _stratified_split(
             f"{setting}={fraction} cannot split {len(data)} images "
             f"into {len(data.classes)} classes: {error}"
         ) from error
-    return data.subset(np.sort(rest)), data.subset(np.sort(part))
+    rest, part = (torch.from_numpy(np.sort(indices)) for indices in (rest, part))
+    return data.subset(rest), data.subset(part)
 
 
-def _digits(size: int) -> tuple[ImageData, ImageData]:
+def _digits(size: int) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size.
 
     A fifth is the test set.
@@ -262,7 +267,7 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
                 f"and for {root / 'train'}/<class>/*.\n"
                 f"Put either there, or point data.train_path=DIR at it. {NEEDS_NO_DOWNLOAD}"
             ) from error
-    return tuple(
+    train, test = (
         ImageData(
             torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(),
             torch.tensor(split.targets),
@@ -270,6 +275,7 @@ def _cifar(name: str, root: Path) -> tuple[ImageData, ImageData]:
         )
         for split in splits
     )
+    return train, test
 
 
 def _folders(root: Path, name: str) -> tuple[ImageData, ImageData]:

@@ -72,11 +72,11 @@ class ImageFiles:
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """The images at ``indices``, in that order."""
-        indices = np.asarray(indices)
+        indices = torch.as_tensor(indices)
         return replace(
             self,
-            paths=self.paths[indices],
-            targets=self.targets[torch.as_tensor(indices)],
+            paths=self.paths[indices.numpy()],
+            targets=self.targets[indices],
             reading=no_marks(),
         )
 
@@ -234,5 +234,5 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
 def _image_files(
     paths: list[bytes], targets: list[int], classes: list[str], size: int
 ) -> ImageFiles:
-    targets = torch.tensor(targets, dtype=torch.long)
-    return ImageFiles(np.array(paths, dtype=np.bytes_), targets, classes, size)
+    labels = torch.tensor(targets, dtype=torch.long)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), labels, classes, size)

@@ -217,8 +217,8 @@ def views_of(
         elif name == "dense":
             views.append(View("bag", augmentations[0], num_patches=16))
         elif name == "bag":
-            bag = {"num_patches": settings.bag_patches, "augmented": settings.bag_augmented}
-            views.append(View("bag", augmentations[0], **bag))
+            bag = View("bag", augmentations[0], settings.bag_patches, settings.bag_augmented)
+            views.append(bag)
         else:
             views.append(View("whole"))
     return views
@@ -228,7 +228,7 @@ def _part(data: ImageData | ImageFiles, most: int) -> ImageData | ImageFiles:
     """At most so many images, of every class the same share."""
     if len(data) <= most:
         return data
-    return data.subset(labelled_part(data.targets, most / len(data)))
+    return data.subset(torch.arange(len(data))[labelled_part(data.targets, most / len(data))])
 
 
 def _probe(

@@ -128,9 +128,8 @@ def _build_1_0_2(cls: type, cfg: Run):
     arguments |= _method_arguments(cls, cfg)
     method = cls(**arguments)
     if method.knn_eval:
-        method.knn.distance_fx = (
-            cfg.knn_eval.distance_func
-        )  # the constructor always takes euclidean
+        # the constructor always takes euclidean
+        method.knn.distance_fx = cfg.knn_eval.distance_func
     return method
 
 

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from emp_plugin.config import Run, from_dict
 from emp_plugin.errors import UserError
@@ -138,9 +140,10 @@ def run_process(command: list[str]) -> str | None:
     tail, interrupted = b"", False
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         RUNNING.add(process)
+        errors = cast(BufferedReader, process.stderr)
         while True:
             try:
-                if not (part := process.stderr.read1(4096)):
+                if not (part := errors.read1(4096)):
                     break
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()

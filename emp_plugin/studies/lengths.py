@@ -5,7 +5,7 @@ import math
 
 from emp_plugin.config import Run
 from emp_plugin.studies.launch import SPEED_CHECKS, Runs
-from emp_plugin.studies.plan import Trial
+from emp_plugin.studies.plan import Trial, TrialFailed
 from emp_plugin.studies.recipes import Recipes, global_batch
 from emp_plugin.studies.settings import StudySettings
 from emp_plugin.training.flops import training_flops
@@ -118,10 +118,15 @@ def steps_for_flops(epochs: float, emp: Run, recipe: Run, images: int) -> float:
         emp: its recipe.
         recipe: the other one.
         images: in one of the epochs.
+
+    Raises:
+        TrialFailed: if those of one of them cannot be counted.
     """
     seen = images // global_batch(emp) * global_batch(emp)
-    flops = epochs * seen * training_flops(emp)
-    return flops / (global_batch(recipe) * training_flops(recipe))
+    flops, of_recipe = training_flops(emp), training_flops(recipe)
+    if flops is None or of_recipe is None:
+        raise TrialFailed("its FLOPs, or EMP's, could not be counted: see above")
+    return epochs * seen * flops / (global_batch(recipe) * of_recipe)
 
 
 def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:

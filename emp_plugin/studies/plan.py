@@ -46,7 +46,7 @@ def plan(cfg: StudySettings) -> list[Trial]:
     Short ones come first, so that a study cut off has the methods side by side. A long schedule
     comes before the fitted ones: its last point is one of them.
     """
-    values = [(f"{cfg.ablate}={value}",) for value in cfg.values] or [()]
+    values: list[tuple[str, ...]] = [(f"{cfg.ablate}={value}",) for value in cfg.values] or [()]
     variants = [
         (seed, method, override)
         for seed in cfg.seeds

@@ -247,7 +247,8 @@ class Study:
         Returns:
             What their rows say of them, by file name; and the overrides that keep them.
         """
-        checkpoints, keep = {}, []
+        checkpoints: dict[str, dict[str, Any]] = {}
+        keep: list[str] = []
         for epoch in trial.points[:-1]:
             checkpoints[f"epoch={epoch:g}.ckpt"] = {"length": epoch, "epoch": epoch}
         if checkpoints:

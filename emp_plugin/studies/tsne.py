@@ -57,8 +57,9 @@ class WithProjection(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         out = dict(encoder(self.method)(x))
         embedding = out.setdefault("embedding", out["backbone"])
-        if hasattr(self.method, "projector"):
-            out["projection"] = self.method.projector(embedding)
+        projector = getattr(self.method, "projector", None)
+        if projector is not None:
+            out["projection"] = projector(embedding)
         return out
 
 
@@ -89,7 +90,7 @@ def write_tsne(
     if not 2 <= classes <= len(COLOURS):
         raise UserError(f"--classes must be 2 to {len(COLOURS)}, got {classes}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    panels, dataset, chosen = {}, None, None
+    panels, dataset, chosen = {}, "", None
     for path in checkpoints:
         method, cfg, contents = load_method(path)
         if chosen is None:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(settings), sort_keys=False))
 
 
-def write_rows(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, columns: Collection[str], rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all; columns that a row lacks stay empty."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:

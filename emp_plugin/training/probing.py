@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -126,10 +126,10 @@ def load_method(
     return method, cfg, checkpoint
 
 
-def encoder(method: pl.LightningModule) -> Encode:
+def encoder(method: nn.Module) -> Encode:
     """What is probed of a method: its ``features`` (EMP's), else the output of its backbone."""
     if hasattr(method, "features"):
-        return method.features
+        return cast(Encode, method.features)
     return _Backbone(backbone_of(method))
 
 
@@ -258,7 +258,7 @@ def evaluate_run(
     done = list(dict.fromkeys(row["model"] for row in rows))
     if done:
         print(f"continued after {', '.join(done)}, which are in {part.name}", flush=True)
-    online = model.classifier if same_labels else None
+    online: Any = model.classifier if same_labels else None
     networks = [_network(cfg.method, model.to(device), online)]
     if settings.references:
         networks.append(_network(UNTRAINED, fresh_method(cfg).to(device)))
@@ -308,7 +308,7 @@ def _fingerprint(
     first = torch.tensor([0])
     images = train.fetch(first), test.fetch(first)
     for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, *images):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -36,6 +36,7 @@ from emp_plugin.training.folder import (
     write_text,
 )
 from emp_plugin.training.gauge import CollapseGauge
+from emp_plugin.training.lightning import callbacks_of
 from emp_plugin.training.metrics import MetricsCSV
 from emp_plugin.training.probing import (
     evaluate_run,
@@ -112,11 +113,12 @@ def fit(
         on_device=cfg.data.views == "device",
     )
     timer = pl.callbacks.Timer()
-    trainer.callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
+    callbacks = callbacks_of(trainer)
+    callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
     if cfg.performance.compile != "off":
-        trainer.callbacks.append(Compiled(cfg.performance.compile))
+        callbacks.append(Compiled(cfg.performance.compile))
     if cfg.checkpoint.enabled:
-        trainer.callbacks.append(
+        callbacks.append(
             Checkpoints(
                 folder,
                 cfg.checkpoint.every_n_steps,
@@ -185,7 +187,7 @@ def summarise(
             "evaluate the checkpoint on a dataset that has them with scripts/linear"
         )
     evaluated = time.perf_counter() - began
-    gauge = next(watch for watch in trainer.callbacks if isinstance(watch, CollapseGauge))
+    gauge = next(watch for watch in callbacks_of(trainer) if isinstance(watch, CollapseGauge))
     summary = {
         "method": cfg.method,
         "name": cfg.name,
@@ -198,7 +200,7 @@ def summarise(
         "patches": patches,
         "flops": flops,
         "collapsed": gauge.collapsed_at is not None,
-        "compiled": any(isinstance(c, Compiled) and c.compiled for c in trainer.callbacks),
+        "compiled": any(isinstance(c, Compiled) and c.compiled for c in callbacks_of(trainer)),
         "identity": identity(cfg),
         "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1),
@@ -273,8 +275,8 @@ def checkpoint_bytes(cfg: Run, model: pl.LightningModule, steps_per_epoch: int) 
     kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
     if cfg.checkpoint.keep_every_n_steps:
         limit = cfg.limit_train_batches or 1.0
-        share = isinstance(limit, float)
-        steps = int(limit * steps_per_epoch) if share else min(limit, steps_per_epoch)
+        share = limit * steps_per_epoch if isinstance(limit, float) else limit
+        steps = min(int(share), steps_per_epoch)
         kept += cfg.max_epochs * steps // cfg.checkpoint.keep_every_n_steps
     return 2 * weights * (3 + kept)
 
@@ -291,7 +293,7 @@ def build_trainer(cfg: Run, folder: Path) -> pl.Trainer:
     # images are in memory, and StepSampler continues from the trainer's count
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-    callbacks = []
+    callbacks: list[pl.Callback] = []
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
     defaults = {"num_sanity_val_steps": 0, "sync_batchnorm": uses_gpu(cfg)}
@@ -331,7 +333,7 @@ def build_loggers(cfg: Run, folder: Path, resumed_step: int) -> list[pl.loggers.
 
 
 def _optional_loggers(cfg: Run, folder: Path) -> list[pl.loggers.Logger]:
-    loggers = []
+    loggers: list[pl.loggers.Logger] = []
     if cfg.tensorboard.enabled:
         loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
     if cfg.wandb.enabled:
