@@ -43,7 +43,6 @@ SMALL = (
     "data.dataset=digits",
     "++data.normalisation.digits={mean:[0.5,0.5,0.5],std:[0.5,0.5,0.5]}",
     "optimizer.batch_size=16",
-    "data.num_patches=2",
 )
 HELD_OUT = ("data.holdout=0.1", "data.fraction=0.2", "evaluation.protocol=quick")
 FACTORS = (1, 1 / 3, 0.1)  # of the published learning rates
@@ -122,9 +121,9 @@ class Parts:
 
     def _compare(self, name: str, *settings: str, dataset: str = "cifar10") -> None:
         """A comparison in the folder of this name."""
-        fraction = ["data.fraction=0.05"] if self.small else []
-        study = ["-m", "emp_plugin", "compare", dataset]
-        command = [*study, *self.overrides, *settings, *fraction]
+        emp = "emp_native" if "emp_native" in " ".join(settings) else "emp"
+        small = ["data.fraction=0.05", f"{emp}.data.num_patches=2"] if self.small else []
+        command = ["-m", "emp_plugin", "compare", dataset, *self.overrides, *settings, *small]
         self._run(name, [*command, f"results_dir={self.out / name}"])
 
     def _run(self, name: str, command: list[str]) -> None:

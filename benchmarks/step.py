@@ -38,10 +38,9 @@ import torch.nn.functional as F
 from common import DEVICE, arguments, case, report
 from common import seconds as seconds_of
 from loss import published as published_loss
-from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from emp_plugin.config import augmentations, read_config
+from emp_plugin.config import Run, augmentations, read_config
 from emp_plugin.data import load_dataset
 from emp_plugin.solo_learn import backbone_of, pl
 from emp_plugin.training.compiled import Compiled
@@ -85,7 +84,7 @@ class InTurn(pl.Callback):
         self.began = time.perf_counter()
 
 
-def bare(cfg: DictConfig) -> Callable[[], None]:
+def bare(cfg: Run) -> Callable[[], None]:
     """Forward and backward of EMP's network alone, on ready patches."""
     [augmentation] = augmentations(cfg)
     n, b, side = augmentation.num_patches, cfg.optimizer.batch_size, augmentation.output_size
@@ -103,7 +102,7 @@ def bare(cfg: DictConfig) -> Callable[[], None]:
     return step
 
 
-def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
+def published_step(cfg: Run, images: torch.Tensor) -> Callable[[], None]:
     """Patches, forward, loss and backward as the authors' program makes them.
 
     Without an optimiser's step, in its favour.
@@ -126,7 +125,7 @@ def published_step(cfg: DictConfig, images: torch.Tensor) -> Callable[[], None]:
 
 
 def train(
-    cfg: DictConfig, references: dict[str, Callable[[], None]], block: int = 1
+    cfg: Run, references: dict[str, Callable[[], None]], block: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of a run's training steps, and of the references in turn with blocks of them.
 

@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 from common import DEVICE, arguments, case, report
-from omegaconf import DictConfig
 from step import SCRIPTS, bare, train
 
-from emp_plugin.config import augmentations, read_config
+from emp_plugin.config import Run, augmentations, read_config
 from emp_plugin.training.probing import fresh_method
 
 BLOCK = 25  # steps
@@ -21,7 +20,7 @@ EAGER = ("emp", "emp_native", "simclr", "byol", "vicreg", "swav", "ressl")
 COMPILED = ("emp", "emp_native", "simclr")
 
 
-def bare_baseline(cfg: DictConfig) -> Callable[[], None]:
+def bare_baseline(cfg: Run) -> Callable[[], None]:
     """Forward and backward of a baseline's networks, and the forward pass of its teacher's."""
     network = fresh_method(cfg).to(DEVICE)
     views = [

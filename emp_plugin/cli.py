@@ -164,12 +164,10 @@ def config(args: Namespace, items: list[str]) -> None:
 
     emp config cifar/byol max_epochs=10
     """
-    from omegaconf import OmegaConf
-
-    from emp_plugin.config import annotated, read_config
+    from emp_plugin.config import annotated, read_config, to_dict
 
     recipe = _recipe(args, items)
-    print(annotated(OmegaConf.to_container(read_config(*recipe)), *recipe))
+    print(annotated(to_dict(read_config(*recipe)), *recipe))
 
 
 def show(args: Namespace, items: list[str]) -> None:

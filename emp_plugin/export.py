@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emp_plugin.config import augmentations
+from emp_plugin.config import augmentations, from_dict, to_dict
 from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import backbone_of, build_method
@@ -63,7 +62,7 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
         UserError: for a checkpoint that cannot be read, or a file that cannot be written.
     """
     method, cfg, contents = load_method(checkpoint)
-    augmentation, config = asdict(augmentations(cfg)[0]), OmegaConf.to_container(cfg)
+    augmentation, config = asdict(augmentations(cfg)[0]), to_dict(cfg)
     config["resume_from_checkpoint"] = None
     for part, names in PATHS.items():
         config[part] = {key: value for key, value in config[part].items() if key not in names}
@@ -111,6 +110,6 @@ def load_backbone(path: str | Path) -> Backbone:
         raise UserError(f"{path} was not written by emp_plugin: {reason}")
     settings = json.loads(metadata[KEY])
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to take
-        network = backbone_of(build_method(OmegaConf.create(settings["config"])))
+        network = backbone_of(build_method(from_dict(settings["config"])))
     network.load_state_dict(weights)
     return Backbone(network, settings)

@@ -35,6 +35,16 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_a_dictconfig_stays_where_settings_are_read():
+    """And in solo_learn, whose 1.0.6 takes one."""
+    rooms = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0] == "omegaconf" for name in imported(path))
+    }
+    assert rooms == {"config", "solo_learn"}
+
+
 @pytest.mark.parametrize("package", ORDER)
 def test_a_package_imports_only_those_above_it(package):
     folder = PACKAGE / package
@@ -46,5 +56,6 @@ def test_a_package_imports_only_those_above_it(package):
 
 
 def test_every_package_has_its_place():
-    names = {path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("__")}
+    rooms = [path for path in PACKAGE.iterdir() if path.suffix in ("", ".py")]
+    names = {path.stem for path in rooms if not path.stem.startswith("__")}
     assert names == set(ORDER)

@@ -9,27 +9,36 @@ from emp_plugin.config.checks import (
 from emp_plugin.config.compose import (
     TRAINER_KEYS,
     check_config,
+    from_dict,
     read_config,
+    read_settings,
+    to_dict,
     trainer_arguments,
     uses_gpu,
 )
-from emp_plugin.config.models import Evaluation, Probe, Run
+from emp_plugin.config.models import Data, Optimizer, Probe, ProbeData, Run, Scheduler
 from emp_plugin.config.recipes import annotated, recipe_names, recipes_root
 
 __all__ = [
     "TRAINER_KEYS",
-    "Evaluation",
+    "Data",
+    "Optimizer",
     "Probe",
+    "ProbeData",
     "Run",
+    "Scheduler",
     "annotated",
     "augmentations",
     "backbone_kwargs",
     "check_config",
     "check_whole_images",
+    "from_dict",
     "input_size",
     "read_config",
+    "read_settings",
     "recipe_names",
     "recipes_root",
+    "to_dict",
     "trainer_arguments",
     "uses_gpu",
 ]

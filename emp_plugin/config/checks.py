@@ -2,47 +2,45 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
-from emp_plugin.config.models import LinearProbe
+from emp_plugin.config.models import Run
 from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES, RESIZABLE
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation.protocol import PROBES, PROTOCOLS
+from emp_plugin.evaluation import PROTOCOLS, Evaluation, LinearProbe
+from emp_plugin.evaluation.protocol import PROBES
 from emp_plugin.evaluation.views import VIEWS, dense_scale
 from emp_plugin.transforms import PatchAugmentation, augmentation_from_config
 
 CUSTOM = "custom"  # the protocol of an evaluation with views or probes of its own
+OF_PROTOCOL = ("views", "probes", "bag_patches", "bag_augmented")
 PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
 COMPILE = ("off", "default", "reduce-overhead")  # the latter two are torch.compile's modes
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
 
 
-def augmentations(cfg: DictConfig) -> list[PatchAugmentation]:
+def augmentations(cfg: Run) -> list[PatchAugmentation]:
     """The augmentations of a run, one per entry of ``augmentations``.
 
     Raises:
         UserError: for an entry that cannot work.
     """
-    entries = [OmegaConf.to_container(entry) for entry in cfg.augmentations]
     try:
-        return [augmentation_from_config(entry) for entry in entries]
+        return [augmentation_from_config(entry) for entry in cfg.augmentations]
     except (ValueError, TypeError) as error:
         raise UserError(f"augmentations: {error}") from error
 
 
-def backbone_kwargs(cfg: DictConfig) -> dict[str, Any]:
+def backbone_kwargs(cfg: Run) -> dict[str, Any]:
     """``backbone.kwargs``; a transformer's have the size of the views that it is built for."""
-    kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
-    kwargs = dict(OmegaConf.to_container(kwargs) if isinstance(kwargs, DictConfig) else kwargs)
-    size = OmegaConf.select(cfg, "augmentations[0].crop_size")
-    if cfg.backbone.name.startswith(TRANSFORMERS) and size:
-        kwargs.setdefault("img_size", size)
-    return kwargs
+    size = cfg.augmentations[0].get("crop_size") if cfg.augmentations else None
+    of_size = {"img_size": size} if cfg.backbone.name.startswith(TRANSFORMERS) and size else {}
+    return of_size | cfg.backbone.kwargs
 
 
-def input_size(cfg: DictConfig) -> int | None:
+def input_size(cfg: Run) -> int | None:
     """Side in pixels of the only images that a transformer takes; None for other networks."""
     is_transformer = cfg.backbone.name.startswith(TRANSFORMERS)
     return backbone_kwargs(cfg).get("img_size") if is_transformer else None
@@ -53,9 +51,9 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _must(cfg: DictConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+def _must(cfg: Run, name: str, holds: Callable[[Any], bool], rule: str) -> None:
     """Raises UserError, "<name> must <rule>, got <value>", unless ``holds`` of the setting."""
-    value = OmegaConf.select(cfg, name)
+    value = attrgetter(name)(cfg)
     _require(holds(value), f"{name} must {rule}, got {value}")
 
 
@@ -71,7 +69,7 @@ def _not_negative(value: float) -> bool:
     return value >= 0
 
 
-def check_run(cfg: DictConfig) -> None:
+def check_run(cfg: Run) -> None:
     """Check the settings of a run against each other and against what can be trained.
 
     Raises:
@@ -84,7 +82,7 @@ def check_run(cfg: DictConfig) -> None:
     _check_views(cfg)
 
 
-def _check_data(cfg: DictConfig) -> None:
+def _check_data(cfg: Run) -> None:
     dataset, side = cfg.data.dataset, cfg.data.image_size
     _require(
         dataset in NUM_CLASSES,
@@ -112,29 +110,18 @@ def _check_data(cfg: DictConfig) -> None:
     )
 
 
-def _check_training(cfg: DictConfig) -> None:
+def _check_training(cfg: Run) -> None:
     _must(cfg, "seed", _not_negative, "not be negative")
     _must(cfg, "max_epochs", _at_least_1, "be at least 1")
     _require(
-        cfg.get("max_steps", -1) == -1,
+        cfg.trainer.get("max_steps", -1) == -1,
         "max_steps is not supported: "
         "set max_epochs, and limit_train_batches for a part of an epoch",
     )
-    _must(
-        cfg,
-        "precision",
-        lambda precision: str(precision) in PRECISIONS,
-        f"be one of {', '.join(PRECISIONS)}",
-    )
-    _must(
-        cfg,
-        "accumulate_grad_batches",
-        lambda steps: isinstance(steps, int) and steps >= 1,
-        "be a whole number, at least 1",
-    )
+    known = f"be one of {', '.join(PRECISIONS)}"
+    _must(cfg, "precision", lambda precision: precision in PRECISIONS, known)
+    _must(cfg, "accumulate_grad_batches", _at_least_1, "be at least 1")
     _must(cfg, "knn_eval.k", _at_least_1, "be at least 1")
-    if cfg.performance.compile == "False":  # what YAML makes of off
-        cfg.performance.compile = "off"
     _must(
         cfg, "performance.compile", lambda mode: mode in COMPILE, f"be one of {', '.join(COMPILE)}"
     )
@@ -144,7 +131,7 @@ def _check_training(cfg: DictConfig) -> None:
     )
 
 
-def _check_optimisation(cfg: DictConfig) -> None:
+def _check_optimisation(cfg: Run) -> None:
     _must(
         cfg,
         "optimizer.batch_size",
@@ -170,20 +157,19 @@ def _check_optimisation(cfg: DictConfig) -> None:
     kwargs = cfg.optimizer.kwargs
     for name, value in kwargs.items():
         _require(
-            isinstance(value, ListConfig if name == "betas" else (int, float)),
+            isinstance(value, list if name == "betas" else (int, float)),
             f"optimizer.kwargs.{name} must be a number (betas: two), got '{value}'",
         )
-    if "momentum" in kwargs:
-        _must(cfg, "optimizer.kwargs.momentum", lambda value: 0 <= value < 1, "be in [0, 1)")
-    if "eta" in kwargs:
-        _must(cfg, "optimizer.kwargs.eta", _positive, "be positive and finite")
+    momentum, eta = kwargs.get("momentum", 0.9), kwargs.get("eta", 0.02)
+    _require(0 <= momentum < 1, f"optimizer.kwargs.momentum must be in [0, 1), got {momentum}")
+    _require(_positive(eta), f"optimizer.kwargs.eta must be positive and finite, got {eta}")
     _require(
-        kwargs.get("momentum") != 0 or not kwargs.get("nesterov"),
+        momentum != 0 or not kwargs.get("nesterov"),
         "optimizer.kwargs.nesterov needs a momentum, got 0",
     )
 
 
-def _check_checkpoints(cfg: DictConfig) -> None:
+def _check_checkpoints(cfg: Run) -> None:
     _must(cfg, "checkpoint.frequency", _at_least_1, "be at least 1")
     _must(cfg, "checkpoint.every_n_steps", _at_least_1, "be at least 1")
     _must(cfg, "checkpoint.min_seconds", _not_negative, "not be negative")
@@ -191,7 +177,7 @@ def _check_checkpoints(cfg: DictConfig) -> None:
         _must(cfg, "checkpoint.keep_every_n_steps", _at_least_1, "be at least 1")
 
 
-def _check_views(cfg: DictConfig) -> None:
+def _check_views(cfg: Run) -> None:
     """The augmentations: possible, of these images, and what the backbone takes."""
     _require(len(cfg.augmentations) > 0, "augmentations is empty")
     _require(
@@ -199,8 +185,8 @@ def _check_views(cfg: DictConfig) -> None:
         "emp takes one augmentation (its num_crops is the number of patches)",
     )
     side = cfg.data.image_size or IMAGE_SIZE[cfg.data.dataset]
-    built_for = input_size(cfg)
-    for augmentation in augmentations(cfg):
+    made, built_for = augmentations(cfg), input_size(cfg)
+    for augmentation in made:
         patch, view = augmentation.patch_size, augmentation.output_size
         _require(
             patch is None or patch <= side,
@@ -214,12 +200,12 @@ def _check_views(cfg: DictConfig) -> None:
     if cfg.evaluation.enabled and "dense" in cfg.evaluation.views:
         check_dense(cfg, side)
     evaluated = cfg.evaluation.enabled and "whole" in cfg.evaluation.views
-    validated = cfg.get("limit_val_batches") != 0
+    validated = cfg.limit_val_batches != 0
     if evaluated or validated:
         check_whole_images(cfg, side)
 
 
-def check_dense(cfg: DictConfig, side: int) -> None:
+def check_dense(cfg: Run, side: int) -> None:
     """Check that a dense view of images of ``side`` pixels has a scale, its own or a stated one.
 
     Raises:
@@ -231,7 +217,7 @@ def check_dense(cfg: DictConfig, side: int) -> None:
         raise UserError(str(error)) from error
 
 
-def check_whole_images(cfg: DictConfig, side: int) -> None:
+def check_whole_images(cfg: Run, side: int) -> None:
     """Check that the backbone of a run takes whole images of ``side`` pixels.
 
     Raises:
@@ -246,62 +232,67 @@ def check_whole_images(cfg: DictConfig, side: int) -> None:
     )
 
 
-def check_evaluation(cfg: DictConfig) -> None:
-    """Also settles the views and probes: the protocol's, or those that stand in their place.
+def check_evaluation(settings: Evaluation) -> Evaluation:
+    """Check the settings of an evaluation; those of no protocol are of the protocol "custom".
 
-    An evaluation with any of the latter, or with another SGD, is of the protocol "custom".
+    Raises:
+        UserError: for the first one that cannot work.
     """
-    known = (*PROTOCOLS, CUSTOM)
     _require(
-        cfg.protocol in known,
-        f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}, got '{cfg.protocol}'",
+        settings.protocol in (*PROTOCOLS, CUSTOM),
+        f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}, got '{settings.protocol}'",
     )
-    protocol, changed = PROTOCOLS.get(cfg.protocol, PROTOCOLS["standard"]), []
-    for name in ("views", "probes", "bag_patches", "bag_augmented"):
-        value = getattr(protocol, name)
-        value = list(value) if isinstance(value, tuple) else value
-        if cfg[name] is None:
-            cfg[name] = value
-        elif cfg[name] != value:
-            changed.append(name)
-    if OmegaConf.to_container(cfg.linear) != vars(LinearProbe()):
-        changed.append("linear")
+    protocol = of_protocol(settings.protocol)
+    changed = [name for name in OF_PROTOCOL if getattr(settings, name) != protocol[name]]
+    changed += ["linear"] if settings.linear != LinearProbe() else []
     _require(
-        not changed or cfg.protocol in ("standard", CUSTOM),
-        f"evaluation.protocol={cfg.protocol} is a constant: leave it out to set evaluation."
+        not changed or settings.protocol in ("standard", CUSTOM),
+        f"evaluation.protocol={settings.protocol} is a constant: leave it out to set evaluation."
         f"{', evaluation.'.join(changed)}",
-    )
-    if changed:
-        cfg.protocol = CUSTOM
-    _require(
-        cfg.bag_patches >= 1, f"evaluation.bag_patches must be at least 1, got {cfg.bag_patches}"
     )
     bag = [name for name in changed if name.startswith("bag_")]
     _require(
-        not bag or "bag" in cfg.views,
+        settings.bag_patches >= 1,
+        f"evaluation.bag_patches must be at least 1, got {settings.bag_patches}",
+    )
+    _require(
+        not bag or "bag" in settings.views,
         f"evaluation.{', evaluation.'.join(bag)} would do nothing: the view bag is not among "
         "evaluation.views",
     )
     _require(
-        len(cfg.views) > 0 and set(cfg.views) <= set(VIEWS),
-        f"evaluation.views must be of {', '.join(VIEWS)}, got {list(cfg.views)}; "
+        len(settings.views) > 0 and set(settings.views) <= set(VIEWS),
+        f"evaluation.views must be of {', '.join(VIEWS)}, got {settings.views}; "
         "evaluation.enabled=False skips the evaluation",
     )
     _require(
-        len(cfg.probes) > 0 and set(cfg.probes) <= set(PROBES),
-        f"evaluation.probes must be of {', '.join(PROBES)}, got {list(cfg.probes)}",
+        len(settings.probes) > 0 and set(settings.probes) <= set(PROBES),
+        f"evaluation.probes must be of {', '.join(PROBES)}, got {settings.probes}",
     )
     _require(
-        cfg.dense_scale is None or 0 < cfg.dense_scale < float("inf"),
-        f"evaluation.dense_scale must be positive, got {cfg.dense_scale}",
+        settings.dense_scale is None or _positive(settings.dense_scale),
+        f"evaluation.dense_scale must be positive, got {settings.dense_scale}",
     )
+    fractions = settings.label_fractions
     _require(
-        len(cfg.label_fractions) > 0 and all(0 < fraction <= 1 for fraction in cfg.label_fractions),
-        f"evaluation.label_fractions are in (0, 1], got {list(cfg.label_fractions)}",
+        len(fractions) > 0 and all(0 < fraction <= 1 for fraction in fractions),
+        f"evaluation.label_fractions are in (0, 1], got {fractions}",
     )
-    for name in ("linear", "mlp"):
+    for name, sgd in (("linear", settings.linear), ("mlp", settings.mlp)):
         _require(
-            cfg[name].epochs >= 1 and cfg[name].lr > 0 and cfg[name].batch_size >= 1,
+            sgd.epochs >= 1 and sgd.lr > 0 and sgd.batch_size >= 1,
             f"evaluation.{name}: epochs and batch_size must be at least 1, lr positive",
         )
-    _require(cfg.mlp.hidden >= 1, f"evaluation.mlp.hidden must be at least 1, got {cfg.mlp.hidden}")
+    hidden = settings.mlp.hidden
+    _require(hidden >= 1, f"evaluation.mlp.hidden must be at least 1, got {hidden}")
+    return replace(settings, protocol=CUSTOM) if changed else settings
+
+
+def of_protocol(name: Any) -> dict[str, Any]:
+    """The settings of an evaluation that a protocol decides; of an unknown one, the standard's."""
+    protocol = PROTOCOLS.get(str(name), PROTOCOLS["standard"])
+    values = {setting: getattr(protocol, setting) for setting in OF_PROTOCOL}
+    return {
+        setting: list(value) if isinstance(value, tuple) else value
+        for setting, value in values.items()
+    }

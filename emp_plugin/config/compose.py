@@ -1,23 +1,29 @@
 """From a YAML file and overrides to a checked configuration, with Hydra."""
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from emp_plugin.config.checks import augmentations, check_evaluation, check_run
-from emp_plugin.config.models import Run
-from emp_plugin.config.recipes import config_groups, locate
+from emp_plugin.config.checks import augmentations, check_evaluation, check_run, of_protocol
+from emp_plugin.config.models import Probe, Run
+from emp_plugin.config.recipes import COUNTED, config_groups, locate, own_hydra
 from emp_plugin.data.datasets import count_classes
 from emp_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 # In a recipe, ${fit:10,1000,${max_epochs}} is 10/1000 of max_epochs: what the published schedule of
 # 1000 epochs does for 10 of them.
@@ -42,20 +48,38 @@ TRAINER_KEYS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# What is told to augmentations where they refer to it, as EMP's do; it means nothing elsewhere.
+REFERRED_TO = {
+    f"data.{name}"
+    for name in ("num_patches", "patch_size", "output_size", "interpolation", "scale", "ratio")
+}
+
+
+@overload
+def read_config(config_path: str | Path, config_name: str | None, overrides: list[str]) -> Run: ...
+
+
+@overload
+def read_config(
+    config_path: str | Path, config_name: str | None, overrides: list[str], schema: type[Settings]
+) -> Settings: ...
+
 
 def read_config(
     config_path: str | Path, config_name: str | None, overrides: list[str], schema: type = Run
-) -> DictConfig:
+) -> Any:
     """Compose a YAML file with overrides and check the result.
 
     Args:
         config_path: folder of the YAML files.
         config_name: a recipe in it, such as ``cifar/emp``; None: only the overrides.
-        overrides: ``key=value``, as Hydra writes them.
-        schema: :class:`Run` or :class:`Probe`.
+        overrides: ``key=value``, as Hydra writes them. A new ``optimizer.name`` takes none of the
+            recipe's ``optimizer.kwargs``, which are another optimiser's.
+        schema: :class:`Run` or :class:`Probe`, of which the result is one.
 
     Raises:
-        UserError: for the first unknown key, wrong type, missing value or impossible combination.
+        UserError: for the first unknown key, wrong type, missing value, impossible combination, or
+            override that would do nothing.
     """
     folder = Path(config_path).expanduser().resolve()
     if not folder.is_dir():
@@ -71,18 +95,28 @@ def read_config(
             inline[key] = value
         else:
             plain.append(_hydra_override(item, groups))
-    GlobalHydra.instance().clear()
+    keys = {item.lstrip("+").partition("=")[0] for item in overrides}
     name, place = locate(folder, config_name)
     try:
-        with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
-            composed = compose(config_name=name, overrides=[*place, *plain])
+        with own_hydra(folder):
+            composed = compose(name, [*place, *plain])
+            if keys & {"optimizer", "optimizer.name"}:
+                recipe = OmegaConf.select(compose(name, place), "optimizer", default={})
+                if recipe.get("kwargs") and recipe.get("name") != composed.optimizer.name:
+                    composed = compose(name, [*place, "~optimizer.kwargs", *plain])
         OmegaConf.set_struct(composed, False)
         for key, value in inline.items():
             composed[key] = OmegaConf.create(value)
+        given: Any = OmegaConf.to_container(composed, resolve=False)
     # Hydra raises TypeError and ValueError, too, for some values
     except (HydraException, OmegaConfBaseException, TypeError, ValueError, YAMLError) as error:
-        raise UserError(f"{name or 'settings'}: {str(error).splitlines()[0]}") from error
-    return check_config(composed, schema)
+        raise UserError(f"{config_name or 'settings'}: {str(error).splitlines()[0]}") from error
+    for key in sorted(keys & REFERRED_TO) if schema is Run else ():
+        if f"${{{key}}}" not in repr(given):
+            raise UserError(
+                f"{key} would do nothing: the augmentations of {config_name} do not refer to it"
+            )
+    return check_config(given, schema)
 
 
 def _hydra_override(item: str, groups: set[str]) -> str:
@@ -114,40 +148,124 @@ def _is_taken_literally(key: str, value: str) -> bool:
     return parsed == value if isinstance(parsed, str) else not override.is_sweep_override()
 
 
-def check_config(composed: DictConfig, schema: type = Run) -> DictConfig:
-    """Check a composed configuration and fill in the schema's defaults.
+def check_config(given: Mapping[str, Any], schema: type[Settings]) -> Settings:
+    """Check settings in plain containers, and fill in the schema's defaults and what is counted.
 
     Raises:
         UserError: as :func:`read_config`.
     """
-    given = OmegaConf.to_container(composed, resolve=False)
-    trainer = {key: given.pop(key) for key in list(given) if schema is Run and key in TRAINER_KEYS}
+    cfg: Any = _typed(given, schema)
+    named = {*given, *(f"data.{key}" for key in given.get("data") or ())}
+    for key in sorted(named & COUNTED):
+        raise UserError(_unknown_key(key, schema))
+    cfg = replace(cfg, evaluation=check_evaluation(cfg.evaluation))
+    return cast(Settings, _completed(cfg) if isinstance(cfg, Run) else cfg)
+
+
+def _completed(cfg: Run) -> Run:
+    precision = cfg.precision or _fast_precision(uses_gpu(cfg))
+    # False is what YAML makes of off
+    mode = "off" if cfg.performance.compile == "False" else cfg.performance.compile
+    cfg = replace(cfg, precision=precision, performance=replace(cfg.performance, compile=mode))
+    check_run(cfg)
+    made = augmentations(cfg)
+    large = [view.num_patches for view in made if view.output_size == made[0].output_size]
+    counted = replace(
+        cfg.data,
+        num_classes=count_classes(cfg.data.dataset, cfg.data.train_path, cfg.data.no_labels),
+        num_large_crops=sum(large),
+        num_small_crops=sum(view.num_patches for view in made) - sum(large),
+    )
+    return replace(cfg, data=counted)
+
+
+def _typed(given: Mapping[str, Any], schema: type[Settings]) -> Settings:
+    """Plain containers, as YAML has them, as the dataclass that they are meant for.
+
+    Raises:
+        UserError: for an unknown key, a wrong type or a missing value.
+    """
+    given = dict(given)
+    if schema is Run:
+        others = TRAINER_KEYS - {item.name for item in fields(Run)}
+        given["trainer"] = {key: given.pop(key) for key in list(given) if key in others}
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(schema), given)
+        cfg: Any = _writable(OmegaConf.structured(schema))
+        if isinstance(evaluation := given.get("evaluation"), Mapping):
+            cfg = OmegaConf.merge(cfg, {"evaluation": of_protocol(evaluation.get("protocol"))})
+        cfg = OmegaConf.merge(cfg, given)
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
-        # plain, because it is saved and compared
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        return cast(Settings, OmegaConf.to_object(cfg))
     except ConfigKeyError as error:
         raise UserError(_unknown_key(error.full_key or str(error.key), schema)) from error
     except OmegaConfBaseException as error:
         where = error.full_key or "configuration"
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
-    if schema is Run:
-        cfg = OmegaConf.merge({"accumulate_grad_batches": 1}, cfg, trainer)
-        if cfg.get("precision") is None:
-            cfg.precision = _fast_precision(uses_gpu(cfg))
-    check_evaluation(cfg.evaluation)
-    if schema is Run:
-        check_run(cfg)
-        _count_views(cfg)
-    return cfg
 
 
-def uses_gpu(cfg: DictConfig) -> bool:
+def _writable(node: DictConfig) -> DictConfig:
+    """A schema, which OmegaConf lets nobody merge into where its dataclasses are frozen."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _writable(child)
+    return node
+
+
+def to_dict(settings: Run | Probe) -> dict[str, Any]:
+    """Settings in plain containers, as they are saved, compared, and written in YAML."""
+    given = asdict(settings)
+    trainer: dict[str, Any] = given.pop("trainer", {})
+    return {k: v for k, v in given.items() if v is not None or k not in TRAINER_KEYS} | trainer
+
+
+def from_dict(saved: Mapping[str, Any]) -> Run:
+    """A run from what :func:`to_dict` made of one, in this version or an older one.
+
+    What is not saved has its default; what is no setting any more is left out.
+    """
+    trainer = {key: value for key, value in saved.items() if key in TRAINER_KEYS}
+    return _typed(_known(saved, Run) | trainer, Run)
+
+
+def _known(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """Those of the saved settings that a dataclass has."""
+    there = [item for item in fields(schema) if item.name in saved]
+    return {
+        item.name: _known(saved[item.name], item.type)
+        if is_dataclass(item.type)
+        else saved[item.name]
+        for item in there
+    }
+
+
+def read_settings(
+    given: Mapping[str, Any], overrides: list[str], schema: type[Settings]
+) -> Settings:
+    """Settings in plain containers and overrides of them, without Hydra.
+
+    A list of one may be written without its brackets.
+
+    Raises:
+        UserError: for an unknown key, a wrong type or a missing value.
+    """
+    lists = {item.name for item in fields(schema) if "list" in str(item.type)}
+    try:
+        merged: Any = OmegaConf.merge(dict(given), OmegaConf.from_dotlist(overrides))
+        for name in lists & set(merged):
+            if not isinstance(merged[name], ListConfig):
+                merged[name] = [merged[name]]
+        return _typed(cast(dict[str, Any], OmegaConf.to_container(merged)), schema)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+
+
+def uses_gpu(cfg: Run | Probe) -> bool:
     """Whether a run or an evaluation is for CUDA's devices; other accelerators are untried."""
-    return cfg.get("accelerator") != "cpu" and torch.cuda.is_available()
+    return cfg.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _fast_precision(gpu: bool) -> str:
@@ -163,14 +281,13 @@ def _fast_precision(gpu: bool) -> str:
     # old versions of torch lack these functions; 2.6 has the first
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "32"
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "32" if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_tile") else "bf16-mixed"
 
 
-def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
+def trainer_arguments(cfg: Run) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that the configuration sets."""
-    settings = OmegaConf.to_container(cfg)
-    arguments = {key: value for key, value in settings.items() if key in TRAINER_KEYS}
+    arguments = {key: value for key, value in to_dict(cfg).items() if key in TRAINER_KEYS}
     if not torch.cuda.is_available() and arguments.get("accelerator", "auto") == "auto":
         arguments["accelerator"] = "cpu"  # Lightning would take Apple's GPU, which lacks float64
     # solo-learn's recipes list GPUs by number; Lightning's CPUs have none
@@ -180,29 +297,18 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, schema: type) -> str:
-    known = _known_keys(OmegaConf.structured(schema)) | (TRAINER_KEYS if schema is Run else set())
+    known = _names(schema) - COUNTED
+    known |= TRAINER_KEYS if schema is Run else set()
     names = (key, key.split(".")[0])
     close = [match for name in names for match in difflib.get_close_matches(name, known, n=1)]
     return f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
 
-def _known_keys(node: DictConfig, prefix: str = "") -> set[str]:
-    keys = set()
-    for key in node:
-        keys.add(prefix + key)
-        child = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(child, DictConfig):
-            keys |= _known_keys(child, f"{prefix}{key}.")
-    return keys
-
-
-def _count_views(cfg: DictConfig) -> None:
-    """Add what solo-learn's constructors are told about the data: classes and views.
-
-    Views of the first one's size are large crops.
-    """
-    cfg.data.num_classes = count_classes(cfg.data.dataset, cfg.data.train_path, cfg.data.no_labels)
-    made = augmentations(cfg)
-    large = [view.num_patches for view in made if view.output_size == made[0].output_size]
-    cfg.data.num_large_crops = sum(large)
-    cfg.data.num_small_crops = sum(view.num_patches for view in made) - sum(large)
+def _names(schema: Any, prefix: str = "") -> set[str]:
+    """The dotted names of all settings of a dataclass."""
+    names = set()
+    for item in fields(schema):
+        names.add(prefix + item.name)
+        if is_dataclass(item.type):
+            names |= _names(item.type, f"{prefix}{item.name}.")
+    return names

@@ -1,7 +1,8 @@
 """The settings of a run and of a probe: every name, its type and its default.
 
-The schema is solo-learn 1.0.6's. ``evaluation`` and ``tensorboard`` are ours. Any argument of
-Lightning's Trainer may stand beside it.
+The schema is solo-learn 1.0.6's. ``evaluation`` and ``tensorboard`` are ours. In YAML, any argument
+of Lightning's Trainer may stand beside it. Nothing is changed once it is read:
+``dataclasses.replace`` makes what differs.
 """
 
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from emp_plugin.evaluation import Evaluation
 
-@dataclass
+
+@dataclass(frozen=True)
 class Backbone:
     name: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -18,14 +21,14 @@ class Backbone:
     stem_padding: int | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Momentum:
     base_tau: float = 0.99
     final_tau: float = 1.0
     classifier: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     dataset: str = MISSING
     train_path: str | None = "./datasets"
@@ -53,9 +56,13 @@ class Data:
     holdout: float = 0.0  # evaluate on this part of the training set instead of the test set
     # mean and std by dataset, for the augmentations that refer to them
     normalisation: dict[str, Any] = field(default_factory=dict)
+    # counted when it is read; views of the first one's size are large crops
+    num_classes: int = 0
+    num_large_crops: int = 0
+    num_small_crops: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimizer:
     name: str = MISSING
     batch_size: int = MISSING
@@ -66,7 +73,7 @@ class Optimizer:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scheduler:
     name: str = "warmup_cosine"
     min_lr: float = 0.0
@@ -76,7 +83,7 @@ class Scheduler:
     interval: str = "step"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
     enabled: bool = True
     dir: str = "outputs"
@@ -88,20 +95,20 @@ class Checkpoint:
     keep_every_n_steps: int | None = None  # step=N.ckpt is kept this often
 
 
-@dataclass
+@dataclass(frozen=True)
 class AutoResume:
     enabled: bool = False
     max_hours: float = 36  # runs older than this are not continued
 
 
-@dataclass
+@dataclass(frozen=True)
 class KnnEval:
     enabled: bool = False
     k: int = 20
     distance_func: str = "euclidean"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wandb:
     enabled: bool = False
     project: str | None = "solo-learn"
@@ -109,62 +116,19 @@ class Wandb:
     offline: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class TensorBoard:
     enabled: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Performance:
     disable_channel_last: bool = False
     # torch.compile of backbone and head in training: off, default or reduce-overhead
     compile: str = "off"
 
 
-@dataclass
-class LinearProbe:
-    epochs: int = 100
-    lr: float = 0.03
-    weight_decay: float = 5e-5
-    batch_size: int = 100
-
-
-@dataclass
-class MLPProbe(LinearProbe):
-    """A linear probe with one hidden layer of ReLUs, for the evaluation of arXiv 2303.01986.
-
-    The paper's code (FFCV-SSL) has linear probes alone, so the settings are ours: those of the
-    linear probe, and the width of a ResNet-18's features.
-    """
-
-    hidden: int = 512
-
-
-@dataclass
-class Evaluation:
-    """The evaluation that ends a run: every view and probe.
-
-    Raw pixels and the untrained network stand beside it, if ``references``.
-    """
-
-    enabled: bool = True
-    protocol: str = "standard"  # standard, published or quick: its views and probes
-    # others than the protocol's: whole, dense, bag; linear, published, mlp, knn, knn10
-    views: list[str] | None = None
-    probes: list[str] | None = None
-    bag_patches: int | None = None
-    bag_augmented: bool | None = None
-    # how many times a dense view enlarges images; None: what the augmentations say
-    dense_scale: float | None = None
-    # the probes learn from these parts of the training labels
-    label_fractions: list[float] = field(default_factory=lambda: [1.0])
-    linear: LinearProbe = field(default_factory=LinearProbe)
-    mlp: MLPProbe = field(default_factory=MLPProbe)
-    # raw pixels and the untrained network beside it; a comparison has them once
-    references: bool = True
-
-
-@dataclass
+@dataclass(frozen=True)
 class Run:
     name: str = MISSING
     method: str = MISSING
@@ -185,9 +149,19 @@ class Run:
     performance: Performance = field(default_factory=Performance)
     evaluation: Evaluation = field(default_factory=Evaluation)
     max_epochs: int = MISSING
+    # the arguments of Lightning's Trainer that are read here too; None: not given
+    accelerator: str | None = None
+    devices: Any = None  # a number, a list of GPUs, or "auto"
+    num_nodes: int | None = None
+    precision: str | None = None  # not given, it becomes what the machine is fast in
+    accumulate_grad_batches: int = 1
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    # all others that are given; in YAML they stand beside the rest
+    trainer: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProbeData:
     """Like ``data`` of a run; what is left at None is the checkpoint's."""
 
@@ -201,7 +175,7 @@ class ProbeData:
     fraction: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Probe:
     """Configuration of ``emp probe``."""
 

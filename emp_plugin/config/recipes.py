@@ -2,13 +2,16 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from emp_plugin.errors import UserError
@@ -16,7 +19,7 @@ from emp_plugin.errors import UserError
 # A dataset without a recipe of its own for a method has this one's, with its own settings after it.
 LARGE_IMAGES = "imagenet100"
 # What is counted of the data and the augmentations is nobody's to set.
-COUNTED = ("data.num_classes", "data.num_large_crops", "data.num_small_crops")
+COUNTED = {"data.num_classes", "data.num_large_crops", "data.num_small_crops", "trainer"}
 PARTS = ("augmentations", "datasets", "shared")  # folders of what recipes are composed of
 
 
@@ -68,6 +71,20 @@ def locate(folder: Path, name: str | None) -> tuple[str | None, list[str]]:
     raise UserError(f"there is no recipe {name} in {folder}; {hint}")
 
 
+@contextmanager
+def own_hydra(folder: Path) -> Iterator[None]:
+    """Hydra at work in a folder. What a caller (``hydra.main``) had set up is there again after."""
+    caller, version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    GlobalHydra.instance().clear()
+    job = JobRuntime().get("name")
+    try:
+        with initialize_config_dir(config_dir=str(folder), job_name=job, version_base="1.2"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = caller
+        VersionBase.instance().version_base = version
+
+
 def annotated(
     settings: Mapping[str, Any], folder: Path, name: str | None, overrides: list[str]
 ) -> str:
@@ -87,7 +104,7 @@ def _origins(folder: Path, name: str | None, overrides: list[str]) -> dict[str, 
     given = {item.lstrip("+").partition("=")[0]: item for item in overrides}
     chosen = {key for key in config_groups(folder) & set(given) if given[key][-1] not in "]}"}
     choices = [given[key] for key in chosen]
-    with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
+    with own_hydra(folder):
         loader = GlobalHydra.instance().config_loader()
         files = loader.compute_defaults_list(name, [*own, *choices], RunMode.RUN).defaults
     origins = {}

@@ -108,14 +108,14 @@ class EvaluationDataset(Dataset):
         return len(self.data)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(indices)
-        return self.data.fetch(indices), self.data.targets[indices]
+        chosen = torch.as_tensor(indices)
+        return self.data.fetch(chosen), self.data.targets[chosen]
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (b, 3, H, W) -> float32, ``(x / 255 - mean) / std``."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
-    return (images.float() / 255 - mean) / std
+    shift, scale = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - shift) / scale
 
 
 def in_order(
@@ -153,8 +153,9 @@ def make_views(
     """
     draws = generator(seed, VIEWS, step.epoch, step.step)
     mine = slice(step.start, step.start + len(images))
+    height, width = images.shape[-2:]
     made = []
     for view in views:
-        drawn = view.sample(global_batch, *images.shape[-2:], draws)
+        drawn = view.sample(global_batch, height, width, draws)
         made.append(view.make(images, drawn.select(images=mine)))
     return made

@@ -62,7 +62,7 @@ class ImageData:
         """The images at ``indices``, uint8 (b, 3, H, W)."""
         return self.images[indices]
 
-    def subset(self, indices) -> "ImageData":
+    def subset(self, indices: Tensor) -> "ImageData":
         """The images at ``indices``, in that order."""
         indices = torch.as_tensor(indices)
         return replace(self, images=self.images[indices], targets=self.targets[indices])
@@ -74,6 +74,9 @@ class ImageData:
         return content.hexdigest()[:16]
 
 
+Images = ImageData | ImageFiles
+
+
 def load_dataset(
     name: str,
     train_path: str | None,
@@ -83,7 +86,7 @@ def load_dataset(
     image_size: int | None = None,
     window: Window = None,
     no_labels: bool = False,
-) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+) -> tuple[Images, Images | None]:
     """Load the training and the evaluation images of a dataset.
 
     Args:
@@ -116,6 +119,8 @@ def load_dataset(
     if name not in NUM_CLASSES:
         raise UserError(f"unknown data.dataset '{name}'; choose one of {', '.join(NUM_CLASSES)}")
     size = image_size or IMAGE_SIZE[name]
+    train: Images
+    test: Images | None
     if name == "digits":
         train, test = _digits(size)
     elif not train_path:
@@ -140,23 +145,22 @@ def load_dataset(
         train, test = (
             ImageData(files.read_all(f"{name}, {split}"), files.targets, files.classes)
             for split, files in (("train", train), ("val", test))
+            if isinstance(files, ImageFiles)
         )
     return train, test
 
 
 def count_classes(name: str, train_path: str | None, no_labels: bool = False) -> int:
     """Number of classes of a dataset; 1 without labels. Only ``custom`` is looked at on disk."""
-    if NUM_CLASSES[name] is not None:
-        return NUM_CLASSES[name]
+    if (known := NUM_CLASSES[name]) is not None:
+        return known
     root = Path(train_path or ".").expanduser()
     if no_labels or not root.is_dir() or _is_flat(root):
         return 1
     return max(1, len(class_folders(root)))
 
 
-def _stratified_split(
-    data: ImageData, fraction: float, setting: str
-) -> tuple[ImageData, ImageData]:
+def _stratified_split(data: Images, fraction: float, setting: str) -> tuple[Images, Images]:
     """Split off ``fraction`` of the images, every class in proportion; both parts keep the order.
 
     Returns:
@@ -183,10 +187,11 @@ def _stratified_split(
             else f"{len(data)} images of {len(data.classes)} classes: {error}"
         )
         raise UserError(f"{setting}={fraction} cannot split the images: {reason}") from error
-    return data.subset(np.sort(rest)), data.subset(np.sort(part))
+    rest, part = (torch.from_numpy(np.sort(indices)) for indices in (rest, part))
+    return data.subset(rest), data.subset(part)
 
 
-def _digits(size: int) -> tuple[ImageData, ImageData]:
+def _digits(size: int) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as RGB of another size.
 
     A fifth is the test set.
@@ -291,7 +296,7 @@ def _cifar(name: str, root: Path, window: Window) -> tuple[ImageData, ImageData]
                 f"and for {root / 'train'}/<class>/*.\n"
                 f"Put either there, or point data.train_path=DIR at it. {NEEDS_NO_DOWNLOAD}"
             ) from error
-    return tuple(
+    train, test = (
         ImageData(
             torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(),
             torch.tensor(split.targets),
@@ -299,6 +304,7 @@ def _cifar(name: str, root: Path, window: Window) -> tuple[ImageData, ImageData]
         )
         for split in splits
     )
+    return train, test
 
 
 def _folders(root: Path, name: str, window: Window) -> tuple[ImageData, ImageData]:

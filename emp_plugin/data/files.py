@@ -91,11 +91,11 @@ class ImageFiles:
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """The images at ``indices``, in that order."""
-        indices = np.asarray(indices)
+        indices = torch.as_tensor(indices)
         return replace(
             self,
-            paths=self.paths[indices],
-            targets=self.targets[torch.as_tensor(indices)],
+            paths=self.paths[indices.numpy()],
+            targets=self.targets[indices],
             reading=no_marks(),
         )
 
@@ -372,5 +372,5 @@ def _image_files(
     size: int,
     window: Window = None,
 ) -> ImageFiles:
-    targets = torch.tensor(targets, dtype=torch.long)
-    return ImageFiles(np.array(paths, dtype=np.bytes_), targets, classes, size, window)
+    labels = torch.tensor(targets, dtype=torch.long)
+    return ImageFiles(np.array(paths, dtype=np.bytes_), labels, classes, size, window)

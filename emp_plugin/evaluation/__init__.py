@@ -1,13 +1,24 @@
 """Features of frozen networks, the probes that score them, and the protocols of both."""
 
 from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, linear_probe
-from emp_plugin.evaluation.protocol import PROTOCOLS, Network, Protocol, evaluate
+from emp_plugin.evaluation.protocol import (
+    PROTOCOLS,
+    Evaluation,
+    LinearProbe,
+    MLPProbe,
+    Network,
+    Protocol,
+    evaluate,
+)
 from emp_plugin.evaluation.views import Features, View, extract_features, pixel_features
 
 __all__ = [
     "PROTOCOLS",
     "Accuracy",
+    "Evaluation",
     "Features",
+    "LinearProbe",
+    "MLPProbe",
     "Network",
     "Protocol",
     "View",

@@ -46,7 +46,8 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     deviation, mean = torch.std_mean(train.double(), dim=0, correction=0)
     varies = deviation > CONSTANT * deviation.max()
     scale = torch.where(varies, (SQUARED_LENGTH / train.shape[1]) ** 0.5 / deviation, 0.0)
-    return tuple(torch.sub(x.double(), mean).mul_(scale).float() for x in (train, test))
+    train, test = (torch.sub(x.double(), mean).mul_(scale).float() for x in (train, test))
+    return train, test
 
 
 @torch.inference_mode()
@@ -111,12 +112,10 @@ def train_classifier(
     draws = torch.Generator().manual_seed(PROBE_SEED)
     layers = []
     widths = (x.shape[1], hidden, num_classes) if hidden else (x.shape[1], num_classes)
-    for inputs, outputs in pairwise(widths):
+    for before, after in pairwise(widths):
         # torch's own initialisation of a linear layer, from our generator
-        starts = (
-            2 * torch.rand(*of, generator=draws) - 1 for of in ((outputs, inputs), (outputs,))
-        )
-        layers.append([(start * inputs**-0.5).to(x) for start in starts])
+        starts = (2 * torch.rand(*of, generator=draws) - 1 for of in ((after, before), (after,)))
+        layers.append([(start * before**-0.5).to(x) for start in starts])
     weights = [part for layer in layers for part in layer]
     velocities = [torch.zeros_like(part) for part in weights]
     batch_size = min(batch_size, len(x))

@@ -3,11 +3,10 @@
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from emp_plugin.data import ImageData, ImageFiles
@@ -66,6 +65,52 @@ PROTOCOLS = {
 }
 
 
+@dataclass(frozen=True)
+class LinearProbe:
+    """Settings of the SGD of :func:`linear_probe`."""
+
+    epochs: int = 100
+    lr: float = 0.03
+    weight_decay: float = 5e-5
+    batch_size: int = 100
+
+
+@dataclass(frozen=True)
+class MLPProbe(LinearProbe):
+    """A linear probe with one hidden layer of ReLUs, for the evaluation of arXiv 2303.01986.
+
+    The paper's code (FFCV-SSL) has linear probes alone, so the settings are ours: those of the
+    linear probe, and the width of a ResNet-18's features.
+    """
+
+    hidden: int = 512
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The settings of an evaluation: of a configuration's ``evaluation``.
+
+    Raw pixels and the untrained network stand beside a method, if ``references``.
+    """
+
+    enabled: bool = True
+    # standard, published or quick, whose views and probes are below; custom: with others
+    protocol: str = "standard"
+    # of whole, dense, bag; of linear, published, mlp, knn, knn10
+    views: list[str] = field(default_factory=lambda: list(PROTOCOLS["standard"].views))
+    probes: list[str] = field(default_factory=lambda: list(PROTOCOLS["standard"].probes))
+    bag_patches: int = PROTOCOLS["standard"].bag_patches
+    bag_augmented: bool = PROTOCOLS["standard"].bag_augmented
+    # how many times a dense view enlarges images; None: what the augmentations say
+    dense_scale: float | None = None
+    # the probes learn from these parts of the training labels
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])
+    linear: LinearProbe = field(default_factory=LinearProbe)
+    mlp: MLPProbe = field(default_factory=MLPProbe)
+    # raw pixels and the untrained network beside it; a comparison has them once
+    references: bool = True
+
+
 class Network(NamedTuple):
     """A frozen network to probe."""
 
@@ -80,7 +125,7 @@ def evaluate(
     train: ImageData | ImageFiles,
     test: ImageData | ImageFiles,
     augmentations: Sequence[PatchAugmentation],
-    settings: DictConfig,
+    settings: Evaluation,
     *,
     seed: int = 0,
     bf16: bool = False,
@@ -94,7 +139,7 @@ def evaluate(
         networks: on ``device``.
         train, test: the probes learn on the first and are scored on the second.
         augmentations: of the training; the first has the normalisation and a bag's patches.
-        settings: a configuration's ``evaluation``, whose views and probes are settled.
+        settings: views, probes, and what they are made with.
         seed: of a bag's patches.
         bf16: run the networks under bfloat16 autocast.
         device: for networks and probes.
@@ -151,7 +196,7 @@ def evaluate(
 
 def views_of(
     network: Network,
-    settings: DictConfig,
+    settings: Evaluation,
     augmentations: Sequence[PatchAugmentation],
     side: int,
 ) -> list[View]:
@@ -172,8 +217,8 @@ def views_of(
         elif name == "dense":
             views.append(View("bag", augmentations[0], num_patches=16))
         elif name == "bag":
-            bag = {"num_patches": settings.bag_patches, "augmented": settings.bag_augmented}
-            views.append(View("bag", augmentations[0], **bag))
+            bag = View("bag", augmentations[0], settings.bag_patches, settings.bag_augmented)
+            views.append(bag)
         else:
             views.append(View("whole"))
     return views
@@ -183,14 +228,14 @@ def _part(data: ImageData | ImageFiles, most: int) -> ImageData | ImageFiles:
     """At most so many images, of every class the same share."""
     if len(data) <= most:
         return data
-    return data.subset(labelled_part(data.targets, most / len(data)))
+    return data.subset(torch.arange(len(data))[labelled_part(data.targets, most / len(data))])
 
 
 def _probe(
     about: dict[str, Any],
     sets: Sequence[Features],
     num_classes: int,
-    settings: DictConfig,
+    settings: Evaluation,
     seconds: float,
     device: torch.device | str,
 ) -> Iterator[dict[str, Any]]:
@@ -210,7 +255,7 @@ def _accuracies(
     data: tuple[Tensor, Tensor, Tensor, Tensor],
     probes: Sequence[str],
     num_classes: int,
-    settings: DictConfig,
+    settings: Evaluation,
     device: torch.device | str,
 ) -> Iterator[tuple[str, Accuracy, float]]:
     """(probe, accuracy, seconds) of features and labels to train on and to be scored on."""
@@ -225,7 +270,7 @@ def _accuracies(
             similarity, indices = (of_all[:, :k] for of_all in neighbours)
             accuracy = vote(votes_of(similarity, temperature), indices, y, v)
         else:
-            sgd = settings.mlp if probe == "mlp" else settings.linear
+            sgd = asdict(settings.mlp if probe == "mlp" else settings.linear)
             raw = probe == "published"
             accuracy = linear_probe(*data, num_classes, raw=raw, device=device, **sgd)
         yield probe, accuracy, time.perf_counter() - began

@@ -27,7 +27,8 @@ from emp_plugin.transforms import BatchMultiPatch, PatchAugmentation
 
 Named = dict[str, Tensor]  # features by name, each (b, f)
 Encode = Callable[[Tensor], Tensor | Named]
-Data = ImageData | ImageFiles | Dataset | DataLoader
+Data = ImageData | ImageFiles | Dataset[Any] | DataLoader[Any]
+OURS = (ImageData, ImageFiles)
 
 VIEWS = ("whole", "dense", "bag")
 HALF = (0.5, 0.5, 0.5)
@@ -72,6 +73,12 @@ class View:
                 f"side in an image and what it is resized to: View('{self.name}', "
                 "emp_plugin.transforms.PatchAugmentation(patch_size=16, output_size=32))"
             )
+
+    @property
+    def patches(self) -> PatchAugmentation:
+        """The augmentation, which a dense view and a bag have."""
+        assert self.augmentation is not None
+        return self.augmentation
 
 
 class Features(NamedTuple):
@@ -143,7 +150,8 @@ def extract_views(
     from rich.progress import track
 
     place = _device(encode, device)
-    parts, targets = [], []
+    parts: list[list[Named]] = []
+    targets: list[Tensor] = []
     with _evaluating(encode), torch.inference_mode(), _precision(place, bf16):
         features_of = _FeaturesOf(encode, views, pool, (mean, std), seed, place)
         loader = _loader(data, num_workers)
@@ -184,14 +192,14 @@ class _FeaturesOf:
     ):
         self.encode, self.views, self.seed = encode, views, seed
         self.mean, self.std = normalisation
-        self.pool = pool or find_pool(encode)
-        sides = {view.augmentation.output_size for view in views if view.name == "dense"}
-        if sides and self.pool is None:
+        self.pool = pool = pool or find_pool(encode)
+        sides = {view.patches.output_size for view in views if view.name == "dense"}
+        if sides and pool is None:
             raise ValueError(
                 "a dense view needs the layer that averages the last feature map: this network has "
                 "no nn.AdaptiveAvgPool2d(1), so give pool=, or take a bag"
             )
-        self.maps = {side: map_of(encode, self.pool, side, device) for side in sides}
+        self.maps = {side: map_of(encode, pool, side, device) for side in sides if pool}
         self.scales: dict[View, float] = {}
 
     def __call__(self, images: Tensor, start: int) -> list[Named]:
@@ -214,11 +222,14 @@ class _FeaturesOf:
         """Mean features over each image's patches, of uint8 images."""
         if images.dtype != torch.uint8:
             raise ValueError(f"a bag's patches are cut from uint8 images, got {images.dtype}")
-        crops = view.augmentation if view.augmented else view.augmentation.plain()
-        settings = {"num_patches": view.num_patches, "mean": self.mean, "std": self.std}
-        patches = BatchMultiPatch.from_augmentation(replace(crops, **settings))
+        crops = view.patches if view.augmented else view.patches.plain()
+        settings: dict[str, Any] = {"mean": self.mean, "std": self.std}
+        patches = BatchMultiPatch.from_augmentation(
+            replace(crops, num_patches=view.num_patches, **settings)
+        )
         b, n = len(images), view.num_patches
-        parameters = patches.sample(b, *images.shape[-2:], draws)
+        height, width = images.shape[-2:]
+        parameters = patches.sample(b, height, width, draws)
         at_once = max(1, _forward_pixels(images) // crops.output_size**2 // b)
         total: Named = {}
         for first in range(0, n, at_once):
@@ -230,11 +241,12 @@ class _FeaturesOf:
 
     def dense(self, x: Tensor, view: View) -> tuple[tuple[int, int], Named, Named]:
         """(height and width that the images are resized to, features of them whole, and dense)."""
-        window, stride = self.maps[view.augmentation.output_size]
+        assert self.pool is not None  # or there were no dense views
+        window, stride = self.maps[view.patches.output_size]
         side = dense_side(x.shape[-2:], view, stride, window)
         self.scales[view] = side[0] / x.shape[-2]
         if side != x.shape[-2:]:
-            x = F.interpolate(x, side, mode=view.augmentation.interpolation, antialias=True)
+            x = F.interpolate(x, side, mode=view.patches.interpolation, antialias=True)
         with _windows_in_place_of_pooling(self.pool, window):
             out = _in_parts(lambda some: _whole_and_windows(self.encode(some), len(some)), x)
         whole, windows = ({k: v[:, i] for k, v in out.items()} for i in (0, 1))
@@ -293,18 +305,20 @@ def _mean_side(augmentation: PatchAugmentation, side: int) -> float:
     low, high = augmentation.scale
     if low == high:
         return side * math.sqrt(low)
-    return side * 2 / 3 * (high**1.5 - low**1.5) / (high - low)
+    return float(side * 2 / 3 * (high**1.5 - low**1.5) / (high - low))
 
 
 def dense_side(
     size: Sequence[int], view: View, stride: int, window: Sequence[int] = (1, 1)
-) -> tuple[int, ...]:
+) -> tuple[int, int]:
     """Height and width of images of ``size`` in a dense view: kept, or multiples of the stride."""
-    scale = view.scale or dense_scale([view.augmentation], min(size))
+    height, width = size
+    scale = view.scale or dense_scale([view.patches], min(size))
     if scale == 1:
-        return tuple(size)
+        return height, width
     cells = (round(scale * side / stride) for side in size)
-    return tuple(max(least, of_side) * stride for least, of_side in zip(window, cells))
+    height, width = (max(least, of_side) * stride for least, of_side in zip(window, cells))
+    return height, width
 
 
 def find_pool(encode: Encode) -> nn.Module | None:
@@ -337,8 +351,8 @@ def map_of(
         raise ValueError(
             f"the layer {pool} is not where this network averages its last feature map"
         )
-    window, small, large = sizes
-    return tuple(window[-2:]), round(64 / (large[-1] - small[-1]))
+    (*_, height, width), small, large = sizes
+    return (height, width), round(64 / (large[-1] - small[-1]))
 
 
 @contextmanager
@@ -379,14 +393,14 @@ def _module_of(encode: Encode) -> nn.Module | None:
 def _evaluating(encode: Encode) -> Iterator[None]:
     """Within it, the network is in evaluation mode."""
     module = _module_of(encode)
-    was_training = module is not None and module.training
-    if was_training:
-        module.eval()
+    if module is None or not module.training:
+        yield
+        return
+    module.eval()
     try:
         yield
     finally:
-        if was_training:
-            module.train()
+        module.train()
 
 
 def _device(encode: Encode, device: torch.device | str | None) -> torch.device:
@@ -411,14 +425,13 @@ def _precision(device: torch.device, bf16: bool) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-def _loader(data: Data, num_workers: int) -> DataLoader:
+def _loader(data: Data, num_workers: int) -> DataLoader[Any]:
     if isinstance(data, DataLoader):
         return data
-    ours = isinstance(data, (ImageData, ImageFiles))
     return DataLoader(
-        EvaluationDataset(data) if ours else data,
+        EvaluationDataset(data) if isinstance(data, OURS) else data,
         BATCH,
-        collate_fn=as_it_is if ours else _collate,
+        collate_fn=as_it_is if isinstance(data, OURS) else _collate,
         num_workers=num_workers,
         worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),

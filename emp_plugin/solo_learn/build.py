@@ -4,14 +4,15 @@ import inspect
 import logging
 import re
 from argparse import ArgumentParser
+from dataclasses import replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
-from emp_plugin.config import backbone_kwargs
+from emp_plugin.config import Optimizer, Run, Scheduler, backbone_kwargs, to_dict
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, METHODS, BaseMethod, BaseMomentumMethod
 from emp_plugin.solo_learn.corrections import KNN, corrected
@@ -22,10 +23,7 @@ from emp_plugin.solo_learn.settings import (
     check_names,
     check_queue,
     choose,
-    knn_distance,
-    momentum_settings,
     optimizer_kwargs,
-    plain,
     processes,
     without_momentum,
 )
@@ -36,10 +34,8 @@ BACKBONES = ("encoder", "momentum_encoder", "backbone", "momentum_backbone")
 DEFAULTS_OF_1_0_6 = {"warmup_teacher_temperature_epochs": 0}
 
 
-def build_method(cfg: DictConfig):
+def build_method(cfg: Run):
     """The LightningModule of a run's configuration, on either version, with our corrections of it.
-
-    ``cfg`` is not changed.
 
     Reads name, method, backbone, method_kwargs, momentum, data, optimizer, scheduler, knn_eval,
     performance, max_epochs, accumulate_grad_batches, devices and num_nodes.
@@ -58,43 +54,41 @@ def build_method(cfg: DictConfig):
     cfg = _prepared(cls, cfg)
     method = _build_1_0_2(cls, cfg) if API == "1.0.2" else _build_1_0_6(cls, cfg)
     if method.knn_eval:
-        method.knn = KNN(method.knn_k, knn_distance(cfg))
+        method.knn = KNN(method.knn_k, cfg.knn_eval.distance_func)
     for name in BACKBONES:
         backbone = getattr(method, name, None)
         if backbone is None:
             continue
-        _set_stem_padding(backbone, OmegaConf.select(cfg, "backbone.stem_padding"))
-        if not OmegaConf.select(cfg, "performance.disable_channel_last", default=False):
+        _set_stem_padding(backbone, cfg.backbone.stem_padding)
+        if not cfg.performance.disable_channel_last:
             # the default of 1.0.6, and it makes baselines as fast as EMP
             backbone.to(memory_format=torch.channels_last)
     return method
 
 
-def _prepared(cls: type, cfg: DictConfig) -> DictConfig:
-    """A copy with the learning rates that apply, and with the settings of ``momentum`` complete."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    cfg.scheduler.name = str(cfg.scheduler.name).lower()
-    classifier_lr = OmegaConf.select(cfg, "optimizer.classifier_lr", default=0.3)
-    factor = 1.0
+def _prepared(cls: type, cfg: Run) -> Run:
+    """The same with the learning rates that apply, and ``momentum`` in one place alone."""
+    factor, accumulated = 1.0, 1  # solo-learn multiplies all learning rates by the latter
     if getattr(cls, "lr_scaled_by_batch_size", True):
         factor = cfg.optimizer.batch_size * processes(cfg) / 256
-    else:
-        cfg.accumulate_grad_batches = 1  # solo-learn multiplies all learning rates by it
-    cfg.optimizer.lr *= factor
-    cfg.optimizer.classifier_lr = classifier_lr * factor
-    given = plain(OmegaConf.select(cfg, "method_kwargs"))
-    if issubclass(cls, BaseMomentumMethod):
-        cfg.momentum = momentum_settings(cfg)
-        given = without_momentum(given, cfg.momentum)
-    cfg.method_kwargs = given
-    return cfg
+        accumulated = cfg.accumulate_grad_batches
+    has_momentum = issubclass(cls, BaseMomentumMethod)
+    rates = {"lr": cfg.optimizer.lr, "classifier_lr": cfg.optimizer.classifier_lr}
+    return replace(
+        cfg,
+        scheduler=replace(cfg.scheduler, name=cfg.scheduler.name.lower()),
+        optimizer=replace(cfg.optimizer, **{k: rate * factor for k, rate in rates.items()}),
+        accumulate_grad_batches=accumulated,
+        method_kwargs=without_momentum(cfg) if has_momentum else cfg.method_kwargs,
+    )
 
 
-def _build_1_0_6(cls: type, cfg: DictConfig):
+def _build_1_0_6(cls: type, settings: Run):
+    cfg = OmegaConf.create(to_dict(settings))
     if cfg.data.dataset in SMALL_IMAGES:
         cfg.data.dataset = "cifar10"  # one of the names that get the stem for small images
-    OmegaConf.update(cfg, "backbone.kwargs", backbone_kwargs(cfg), force_add=True)
-    cfg.optimizer.kwargs = optimizer_kwargs(cfg.optimizer)
+    cfg.backbone.kwargs = backbone_kwargs(settings)
+    cfg.optimizer.kwargs = optimizer_kwargs(settings.optimizer)
     names = _read_settings(cls)
     if names:  # otherwise split_settings checks them, as for EMP
         check_names(cfg.method_kwargs, names, "method_kwargs", f" for {cfg.method}")
@@ -102,7 +96,7 @@ def _build_1_0_6(cls: type, cfg: DictConfig):
     logging.disable(logging.WARNING)
     try:
         cfg = cls.add_and_assert_specific_cfg(cfg)
-        check_queue(cfg, cfg.method_kwargs)
+        check_queue(settings, cfg.method_kwargs)
         return corrected(cls)(cfg)
     except ConfigAttributeError as error:
         raise UserError(f"{error.full_key} is not set; {cfg.method} needs it") from error
@@ -117,7 +111,7 @@ def _read_settings(cls: type) -> list[str]:
     return sorted(set(re.findall(r"method_kwargs\.(\w+)", source)))
 
 
-def _build_1_0_2(cls: type, cfg: DictConfig):
+def _build_1_0_2(cls: type, cfg: Run):
     arguments = {
         "encoder": cfg.backbone.name,
         "backbone_args": {**backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES},
@@ -127,18 +121,19 @@ def _build_1_0_2(cls: type, cfg: DictConfig):
         "num_large_crops": cfg.data.num_large_crops,
         "num_small_crops": cfg.data.num_small_crops,
         "max_epochs": cfg.max_epochs,
-        "accumulate_grad_batches": OmegaConf.select(cfg, "accumulate_grad_batches") or 1,
-        "knn_eval": OmegaConf.select(cfg, "knn_eval.enabled", default=False),
-        "knn_k": OmegaConf.select(cfg, "knn_eval.k", default=20),
+        "accumulate_grad_batches": cfg.accumulate_grad_batches,
+        "knn_eval": cfg.knn_eval.enabled,
+        "knn_k": cfg.knn_eval.k,
     }
     if issubclass(cls, BaseMomentumMethod):
-        arguments |= {name: cfg.momentum[setting] for name, setting in MOMENTUM_NAMES.items()}
+        momentum = vars(cfg.momentum)
+        arguments |= {name: momentum[setting] for name, setting in MOMENTUM_NAMES.items()}
     arguments |= _method_arguments(cls, cfg)
     return corrected(cls)(**arguments)
 
 
-def _optimizer_arguments(optimizer: DictConfig) -> dict[str, Any]:
-    if OmegaConf.select(optimizer, "exclude_bias_n_norm_wd", default=False):
+def _optimizer_arguments(optimizer: Optimizer) -> dict[str, Any]:
+    if optimizer.exclude_bias_n_norm_wd:
         raise UserError(
             "optimizer.exclude_bias_n_norm_wd: solo-learn 1.0.2 lacks it; "
             "with lars use optimizer.kwargs.exclude_bias_n_norm"
@@ -158,23 +153,22 @@ def _optimizer_arguments(optimizer: DictConfig) -> dict[str, Any]:
     }
 
 
-def _scheduler_arguments(scheduler: DictConfig) -> dict[str, Any]:
-    decay = OmegaConf.select(scheduler, "lr_decay_steps")
+def _scheduler_arguments(scheduler: Scheduler) -> dict[str, Any]:
     return {
         "scheduler": scheduler.name,
-        "min_lr": OmegaConf.select(scheduler, "min_lr", default=0.0),
-        "warmup_start_lr": OmegaConf.select(scheduler, "warmup_start_lr", default=3e-5),
-        "warmup_epochs": OmegaConf.select(scheduler, "warmup_epochs", default=10),
-        "lr_decay_steps": list(decay) if decay else None,
+        "min_lr": scheduler.min_lr,
+        "warmup_start_lr": scheduler.warmup_start_lr,
+        "warmup_epochs": scheduler.warmup_epochs,
+        "lr_decay_steps": scheduler.lr_decay_steps,
     }
 
 
-def _method_arguments(cls: type, cfg: DictConfig) -> dict[str, Any]:
+def _method_arguments(cls: type, cfg: Run) -> dict[str, Any]:
     """A method's own keywords: ``method_kwargs``, or else what 1.0.2's command line would pass."""
-    given = plain(cfg.method_kwargs)
+    given = cfg.method_kwargs
     parameters = _own_parameters(cls)
     if not parameters:  # split_settings checks the names, as for EMP
-        return {"method_kwargs": given} if given else {}
+        return {"method_kwargs": dict(given)} if given else {}
     check_names(given, parameters, "method_kwargs", f" for {cfg.method}")
     parser = cls.add_model_specific_args(ArgumentParser())
     arguments = {}

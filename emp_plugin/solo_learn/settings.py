@@ -1,12 +1,13 @@
 """What the settings of a method may be: their names, defaults and checks, for every version."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from emp_plugin.config import Optimizer, Run
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, VERSION, BaseMethod
 
@@ -64,7 +65,7 @@ def split_settings(
         raise UserError(f"method_kwargs.{error}") from error
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: Run) -> None:
     """Raises UserError for names and values that no version knows, or not the installed one."""
     known = BaseMethod._SUPPORTED_ENCODERS if API == "1.0.2" else BaseMethod._BACKBONES
     if cfg.backbone.name not in known:
@@ -72,26 +73,16 @@ def check(cfg: DictConfig) -> None:
             f"backbone.name: solo-learn {VERSION} has no '{cfg.backbone.name}'; "
             f"choose one of {', '.join(known)}"
         )
-    scheduler = cfg.scheduler
-    name = choose(SCHEDULERS, str(scheduler.name).lower(), "scheduler.name")
-    if OmegaConf.select(scheduler, "interval", default="step") != "step":
-        raise UserError(
-            "scheduler.interval: only 'step' is supported; the rate moves with every optimiser step"
-        )
-    if name == "step" and not OmegaConf.select(scheduler, "lr_decay_steps"):
+    name = choose(SCHEDULERS, cfg.scheduler.name.lower(), "scheduler.name")
+    if name == "step" and not cfg.scheduler.lr_decay_steps:
         raise UserError("scheduler.lr_decay_steps is missing; scheduler.name=step needs it")
-    knn_distance(cfg)
+    choose(DISTANCES, cfg.knn_eval.distance_func, "knn_eval.distance_func")
 
 
-def knn_distance(cfg: DictConfig) -> str:
-    distance = OmegaConf.select(cfg, "knn_eval.distance_func", default="euclidean")
-    return choose(DISTANCES, distance, "knn_eval.distance_func")
-
-
-def optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
+def optimizer_kwargs(optimizer: Optimizer) -> dict[str, Any]:
     """``optimizer.kwargs`` with the defaults of 1.0.6."""
     name = choose(OPTIMIZER_KWARGS, optimizer.name, "optimizer.name")
-    kwargs = plain(OmegaConf.select(optimizer, "kwargs"))
+    kwargs = dict(optimizer.kwargs)
     where = f" with optimizer.name={name}"
     check_names(kwargs, OPTIMIZER_KWARGS[name], "optimizer.kwargs", where)
     if "betas" in kwargs:
@@ -99,18 +90,13 @@ def optimizer_kwargs(optimizer: DictConfig) -> dict[str, Any]:
     return {"momentum": 0.9, **kwargs} if name in ("sgd", "lars") else kwargs
 
 
-def momentum_settings(cfg: DictConfig) -> dict[str, Any]:
-    """``momentum`` with the defaults of 1.0.6."""
-    given = plain(OmegaConf.select(cfg, "momentum"))
-    return {"base_tau": 0.99, "final_tau": 1.0, "classifier": False, **given}
-
-
-def without_momentum(given: dict[str, Any], momentum: dict[str, Any]) -> dict[str, Any]:
+def without_momentum(cfg: Run) -> dict[str, Any]:
     """A method's own settings, less those of ``momentum``.
 
     Raises:
         UserError: one of them contradicts ``momentum``.
     """
+    given, momentum = cfg.method_kwargs, asdict(cfg.momentum)
     for name, setting in MOMENTUM_NAMES.items():
         value = given.get(name)
         if value is not None and value != momentum[setting]:
@@ -121,7 +107,7 @@ def without_momentum(given: dict[str, Any], momentum: dict[str, Any]) -> dict[st
     return {name: value for name, value in given.items() if name not in MOMENTUM_NAMES}
 
 
-def check_queue(cfg: DictConfig, arguments: Mapping[str, Any]) -> None:
+def check_queue(cfg: Run, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for a queue that is no multiple of the batch of all devices.
 
     Methods other than SwAV write whole batches into it, and stop in their first step.
@@ -135,15 +121,14 @@ def check_queue(cfg: DictConfig, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def processes(cfg: DictConfig) -> int:
+def processes(cfg: Run) -> int:
     """How many a run is spread over: its devices on all nodes, each with a batch of its own."""
-    devices = _device_count(OmegaConf.select(cfg, "devices"), OmegaConf.select(cfg, "accelerator"))
-    return devices * (OmegaConf.select(cfg, "num_nodes") or 1)
+    return _device_count(cfg.devices, cfg.accelerator) * (cfg.num_nodes or 1)
 
 
 def _device_count(devices: Any, accelerator: str | None) -> int:
     """How many Lightning takes for ``devices``: a list of indices, a number, or "auto"."""
-    if isinstance(devices, (list, tuple, ListConfig)):
+    if isinstance(devices, (list, tuple)):
         return len(devices)
     if isinstance(devices, str) and "," in devices:
         return len([item for item in devices.split(",") if item.strip()])

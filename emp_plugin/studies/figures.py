@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from emp_plugin.studies.plan import describe_length
@@ -21,8 +21,6 @@ from emp_plugin.studies.rows import (
 )
 from emp_plugin.studies.titles import method_title
 from emp_plugin.training.pictures import save_figure
-
-matplotlib.use("Agg")  # files only, no window
 
 # Okabe and Ito's colours, and a dark red of Paul Tol's, which the colour-blind can tell apart;
 # a method has the same one everywhere
@@ -107,16 +105,10 @@ def _drawn(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def _grid(lines: list[Cell], columns: int, width: float) -> tuple[plt.Figure, dict[Cell, Any]]:
+def _grid(lines: list[Cell], columns: int, width: float) -> tuple[Figure, dict[Cell, Any]]:
     """A figure, and its axes by cell."""
-    figure, axes = plt.subplots(
-        len(lines),
-        columns,
-        figsize=(width, 3.2 * len(lines) + 0.9),
-        squeeze=False,
-        layout="constrained",
-        sharey="row",
-    )
+    figure = Figure(figsize=(width, 3.2 * len(lines) + 0.9), layout="constrained")
+    axes = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
     return figure, dict(zip(lines, axes))
 
 
@@ -126,7 +118,7 @@ def _style(method: str) -> dict[str, Any]:
 
 
 def _draw_curve(
-    axis: plt.Axes, x: pd.Series, mean: pd.Series, deviation: pd.Series, style: dict[str, Any]
+    axis: Axes, x: pd.Series, mean: pd.Series, deviation: pd.Series, style: dict[str, Any]
 ) -> None:
     """A single seed has no deviation."""
     axis.errorbar(x, mean, deviation.fillna(0), linewidth=1.4, capsize=3, **style)
@@ -159,7 +151,7 @@ def _curves(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]
         yield points.assign(point=points.budget + points.length.astype(str)), style
 
 
-def _scale(axis: plt.Axes, least: float, most: float) -> None:
+def _scale(axis: Axes, least: float, most: float) -> None:
     """From 0, or logarithmic with few labels and without powers."""
     if not most > 20 * least > 0:
         axis.set_xlim(0, 1.05 * most)
@@ -172,7 +164,7 @@ def _scale(axis: plt.Axes, least: float, most: float) -> None:
 
 
 def _finish(
-    figure: plt.Figure,
+    figure: Figure,
     axes: dict[Cell, Any],
     measured: pd.DataFrame,
     references: pd.DataFrame,
@@ -208,7 +200,7 @@ def _finish(
     save_figure(figure, path)
 
 
-def _name_lines(axis: plt.Axes, references: pd.DataFrame) -> None:
+def _name_lines(axis: Axes, references: pd.DataFrame) -> None:
     """Say beside the lines which methods they are for.
 
     Of two lines close to each other the upper one has its text above it, the lower one below.

@@ -6,16 +6,24 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
-
-from emp_plugin.config import Evaluation
+from emp_plugin.config import Run, from_dict
 from emp_plugin.errors import UserError
+from emp_plugin.evaluation import Evaluation
 from emp_plugin.studies.plan import TrialFailed
 from emp_plugin.studies.recipes import Recipes
-from emp_plugin.training.folder import CONFIG, LAST, SUMMARY, identity, write_text
+from emp_plugin.training.folder import (
+    CONFIG,
+    LAST,
+    SUMMARY,
+    identity,
+    saved_settings,
+    write_settings,
+)
 
 RUNS, SPEED_CHECKS = "runs", "speed_checks"  # folders of a study
 
@@ -32,9 +40,7 @@ class Runs:
         self.folder, self.recipes = folder, recipes
         self.started = 0  # processes
 
-    def finished(
-        self, recipe: DictConfig, kept: Iterable[str] = (), place: str = RUNS
-    ) -> list[Path]:
+    def finished(self, recipe: Run, kept: Iterable[str] = (), place: str = RUNS) -> list[Path]:
         """Folders of the finished runs that train as this recipe does.
 
         Args:
@@ -55,9 +61,7 @@ class Runs:
             and all(is_kept(summary.with_name(name)) for name in kept)
         ]
 
-    def evaluated(
-        self, recipe: DictConfig, kept: Iterable[str] = (), again: bool = False
-    ) -> Path | None:
+    def evaluated(self, recipe: Run, kept: Iterable[str] = (), again: bool = False) -> Path | None:
         """The folder of a finished run that was evaluated with the recipe's settings, or None.
 
         One that was evaluated with others, or is to be evaluated ``again``, loses its summary and
@@ -65,20 +69,21 @@ class Runs:
         """
         finished = self.finished(recipe, kept)
         for folder in () if again else finished:
-            if _evaluation(OmegaConf.load(folder / CONFIG)) == _evaluation(recipe):
+            # a run from before a setting was evaluated with what is now its default
+            if _evaluation(from_dict(saved_settings(folder))) == _evaluation(recipe):
                 return folder
         for folder in finished:
             if (folder / LAST).exists():
                 (folder / SUMMARY).unlink()
-                cfg = OmegaConf.merge(OmegaConf.load(folder / CONFIG), {"name": recipe.name})
-                write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+                renamed = saved_settings(folder) | {"name": recipe.name}
+                write_settings(folder / CONFIG, renamed)
                 break
         return None
 
     def train(
         self,
         method: str,
-        recipe: DictConfig,
+        recipe: Run,
         overrides: Iterable[str],
         kept: Iterable[str] = (),
         place: str = RUNS,
@@ -135,9 +140,10 @@ def run_process(command: list[str]) -> str | None:
     tail, interrupted = b"", False
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         RUNNING.add(process)
+        errors = cast(BufferedReader, process.stderr)
         while True:
             try:
-                if not (part := process.stderr.read1(4096)):
+                if not (part := errors.read1(4096)):
                     break
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()
@@ -164,8 +170,5 @@ def last_line(text: str) -> str:
     return lines[-1].removeprefix("error: ") if lines else ""
 
 
-def _evaluation(cfg: DictConfig) -> dict[str, Any]:
-    # a run from before a setting was evaluated with what is now its default
-    merged = OmegaConf.merge(OmegaConf.structured(Evaluation), cfg.evaluation)
-    settings = OmegaConf.to_container(merged)
-    return {key: value for key, value in settings.items() if key != "references"}
+def _evaluation(cfg: Run) -> Evaluation:
+    return replace(cfg.evaluation, references=True)  # whether they were is not compared

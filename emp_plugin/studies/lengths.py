@@ -3,11 +3,11 @@
 import json
 import math
 
-from omegaconf import DictConfig
-
+from emp_plugin.config import Run
 from emp_plugin.studies.launch import SPEED_CHECKS, Runs
-from emp_plugin.studies.plan import Trial
+from emp_plugin.studies.plan import Trial, TrialFailed
 from emp_plugin.studies.recipes import Recipes, global_batch
+from emp_plugin.studies.settings import StudySettings
 from emp_plugin.training.flops import training_flops
 from emp_plugin.training.folder import SUMMARY
 
@@ -18,7 +18,7 @@ SPEED_CHECK_SHARE = 0.1  # of the minutes, which the last one takes
 class Lengths:
     """The lengths of the runs of a study."""
 
-    def __init__(self, cfg: DictConfig, recipes: Recipes, runs: Runs):
+    def __init__(self, cfg: StudySettings, recipes: Recipes, runs: Runs):
         self.cfg, self.recipes, self.runs = cfg, recipes, runs
 
     def overrides(self, trial: Trial) -> tuple[str, ...]:
@@ -34,12 +34,13 @@ class Lengths:
         limits = [f"limit_train_batches={limit}"] if limit < per_epoch else []
         return (f"max_epochs={epochs}", *limits)
 
-    def steps(self, trial: Trial, recipe: DictConfig) -> int:
+    def steps(self, trial: Trial, recipe: Run) -> int:
         """Of a run of this recipe, which has the overrides of its length."""
-        per_epoch = recipe.get("limit_train_batches", self.recipes.steps_per_epoch(trial))
+        limit = recipe.limit_train_batches
+        per_epoch = self.recipes.steps_per_epoch(trial) if limit is None else int(limit)
         return recipe.max_epochs * per_epoch
 
-    def epochs(self, trial: Trial, recipe: DictConfig) -> float:
+    def epochs(self, trial: Trial, recipe: Run) -> float:
         """Passes through the training set in a run of this recipe."""
         if trial.budget == "epochs":
             return trial.length
@@ -60,7 +61,7 @@ class Lengths:
         )
         return steps
 
-    def _emp(self) -> DictConfig:
+    def _emp(self) -> Run:
         """The recipe whose FLOPs are the budget: the study's first of EMP, or ``emp``."""
         for method in self.cfg.methods:
             recipe = self.recipes.read(method)
@@ -109,7 +110,7 @@ class Lengths:
         return summary["steps"] / max(summary["train_seconds"], 0.1)  # rounded to tenths
 
 
-def steps_for_flops(epochs: float, emp: DictConfig, recipe: DictConfig, images: int) -> float:
+def steps_for_flops(epochs: float, emp: Run, recipe: Run, images: int) -> float:
     """Steps in which a recipe trains with as many FLOPs as EMP.
 
     Args:
@@ -117,10 +118,15 @@ def steps_for_flops(epochs: float, emp: DictConfig, recipe: DictConfig, images: 
         emp: its recipe.
         recipe: the other one.
         images: in one of the epochs.
+
+    Raises:
+        TrialFailed: if those of one of them cannot be counted.
     """
     seen = images // global_batch(emp) * global_batch(emp)
-    flops = epochs * seen * training_flops(emp)
-    return flops / (global_batch(recipe) * training_flops(recipe))
+    flops, of_recipe = training_flops(emp), training_flops(recipe)
+    if flops is None or of_recipe is None:
+        raise TrialFailed("its FLOPs, or EMP's, could not be counted: see above")
+    return epochs * seen * flops / (global_batch(recipe) * of_recipe)
 
 
 def split_steps(steps: float, per_epoch: int) -> tuple[int, int]:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import read_config, recipe_names
+from emp_plugin.config import Run, read_config, recipe_names, to_dict
 from emp_plugin.studies.recipes import global_batch
 from emp_plugin.studies.rows import Cell
 from emp_plugin.studies.titles import METHODS
@@ -78,7 +77,7 @@ def in_papers_cell(row: pd.Series) -> bool:
     return row.paper != "" and row.labels == 1 and is_same
 
 
-def paper_name(recipe: DictConfig, folder: Path) -> str:
+def paper_name(recipe: Run, folder: Path) -> str:
     """The name in paper.csv of what a recipe trains, or "".
 
     It is empty where the paper has no such run: on a part of the data, or with settings (the linear
@@ -91,8 +90,10 @@ def paper_name(recipe: DictConfig, folder: Path) -> str:
     """
     data, shipped = recipe.data, f"{folder.name}/{recipe.method}"
     name = METHODS.get(recipe.method, "")
+    same = [f"data.dataset={data.dataset}", f"max_epochs={recipe.max_epochs}"]
     if recipe.method == "emp":
         name = f"EMP-SSL {data.num_patches} patches"
+        same.append(f"data.num_patches={data.num_patches}")
     whole = data.fraction in (-1, 1) and not data.holdout
     if not whole or paper_figures(data.dataset, name).empty:
         return ""
@@ -107,13 +108,13 @@ def paper_name(recipe: DictConfig, folder: Path) -> str:
     return name if _settings(recipe) == _settings(published) else ""
 
 
-def _settings(cfg: DictConfig) -> dict[str, Any]:
+def _settings(cfg: Run) -> dict[str, Any]:
     """What has to be the paper's.
 
     How many devices share a batch, and in how many chunks patches are projected, is the machine's
     concern.
     """
-    given = OmegaConf.to_container(cfg)
+    given = to_dict(cfg)
     settings = {key: given[key] for key in SETTINGS if key in given}
     settings["optimizer"]["batch_size"] = global_batch(cfg)
     settings["method_kwargs"].pop("patch_chunk", None)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from emp_plugin.studies.settings import StudySettings
 
 
 class Trial(NamedTuple):
@@ -40,13 +40,13 @@ def describe_length(budget: str, length: float) -> str:
     return f"{length:g} {unit}{'' if length == 1 else 's'}{of}"
 
 
-def plan(cfg: DictConfig) -> list[Trial]:
+def plan(cfg: StudySettings) -> list[Trial]:
     """The trials of a study.
 
     Short ones come first, so that a study cut off has the methods side by side. A long schedule
     comes before the fitted ones: its last point is one of them.
     """
-    values = [(f"{cfg.ablate}={value}",) for value in cfg["values"]] or [()]
+    values: list[tuple[str, ...]] = [(f"{cfg.ablate}={value}",) for value in cfg.values] or [()]
     variants = [
         (seed, method, override)
         for seed in cfg.seeds

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from omegaconf import DictConfig
 
+from emp_plugin.config import Run
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation.protocol import PIXELS, UNTRAINED
 from emp_plugin.evaluation.views import VIEWS
@@ -90,9 +90,11 @@ NOT_TRAINED = {
 # --- made from evaluations
 
 
-def trial_row(trial: Trial, recipe: DictConfig, **values: Any) -> dict[str, Any]:
+def trial_row(trial: Trial, recipe: Run, **values: Any) -> dict[str, Any]:
     """What all rows of a trial have in common, and these values."""
-    row = {key: recipe.data[key] for key in ("dataset", "holdout", "fraction")}
+    row: dict[str, Any] = {
+        key: getattr(recipe.data, key) for key in ("dataset", "holdout", "fraction")
+    }
     row |= {"method": trial.method, "seed": trial.seed, "schedule": trial.schedule}
     row |= {"budget": trial.budget, "length": trial.length}
     for item in trial.override:

@@ -4,18 +4,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import Probe, check_config
+from emp_plugin.config import Probe, Run
 from emp_plugin.errors import UserError
+from emp_plugin.evaluation import Evaluation
 from emp_plugin.studies.launch import RUNNING, Runs, last_line
 from emp_plugin.studies.lengths import Lengths
 from emp_plugin.studies.paper import paper_name
@@ -36,7 +36,8 @@ from emp_plugin.studies.rows import (
     trial_row,
     version_columns,
 )
-from emp_plugin.training.folder import SUMMARY, versions_of, write_text
+from emp_plugin.studies.settings import StudySettings
+from emp_plugin.training.folder import SUMMARY, versions_of, write_settings, write_text
 from emp_plugin.training.probing import probe_checkpoint
 
 RESULTS = "results.csv"
@@ -55,7 +56,7 @@ OURS = (
 )
 
 
-def compare(cfg: DictConfig, recipes: Path, overrides: list[str]) -> None:
+def compare(cfg: StudySettings, recipes: Path, overrides: list[str]) -> None:
     """Train and evaluate what is not done yet; write rows, tables and figures after every run.
 
     Args:
@@ -69,7 +70,7 @@ def compare(cfg: DictConfig, recipes: Path, overrides: list[str]) -> None:
     """
     results = Path(cfg.results_dir).expanduser()
     if cfg.report_only:
-        write_report(results / RESULTS, results, list(cfg.thresholds))
+        write_report(results / RESULTS, results, cfg.thresholds)
     else:
         Study(cfg, recipes, [*cfg.overrides, *overrides]).run()
     print(f"results: {results}")
@@ -87,7 +88,7 @@ class Study:
         UserError: for settings that a recipe refuses, or that are not for the user to set.
     """
 
-    def __init__(self, cfg: DictConfig, recipes: Path, overrides: list[str]):
+    def __init__(self, cfg: StudySettings, recipes: Path, overrides: list[str]):
         self.cfg, self.overrides = cfg, overrides
         self.results = Path(cfg.results_dir).expanduser()
         self.recipes = Recipes(recipes, cfg.recipes, overrides)
@@ -95,6 +96,12 @@ class Study:
         self.lengths = Lengths(cfg, self.recipes, self.runs)
         self.trials = plan(cfg)
         self.rows: dict[Trial, list[dict[str, Any]]] = {}
+        # EMP's FLOPs may be what the others have to spend
+        counted = {*cfg.methods, *(["emp"] if "flops" in cfg.budget else [])}
+        for item in overrides:
+            method = self.recipes.method_of(item)
+            if method and method not in counted:
+                raise UserError(f"{item} would do nothing: {method} is not among the methods")
         # this reads every recipe, so that a mistake in the settings is found before training
         self.inputs = shared_inputs(self.recipes, self.trials)
         for item in (*overrides, *(item for trial in self.trials for item in trial.override)):
@@ -111,10 +118,10 @@ class Study:
         self.results.mkdir(parents=True, exist_ok=True)
         settings = {
             "command": " ".join(sys.argv),
-            "comparison": OmegaConf.to_container(self.cfg),
+            "comparison": asdict(self.cfg),
             "recipe overrides": self.overrides,
         }
-        write_text(self.results / "comparison.yaml", OmegaConf.to_yaml(settings))
+        write_settings(self.results / "comparison.yaml", settings)
         if self.cfg.at_once > 1:
             self.train_at_once()
         for number, trial in enumerate(self.trials, 1):
@@ -183,7 +190,7 @@ class Study:
 
     def settings(
         self, trial: Trial
-    ) -> tuple[DictConfig, tuple[str, ...], dict[str, dict[str, Any]], list[str]]:
+    ) -> tuple[Run, tuple[str, ...], dict[str, dict[str, Any]], list[str]]:
         """A trial's recipe and the overrides that make it; and what :meth:`checkpoints` returns.
 
         Raises:
@@ -223,7 +230,7 @@ class Study:
             try:
                 settings = recipe.evaluation
                 if point.get("schedule") == COURSE:
-                    settings = {"protocol": "quick", "dense_scale": settings.dense_scale}
+                    settings = Evaluation(protocol="quick", dense_scale=settings.dense_scale)
                 on_the_way = evaluate_checkpoint(folder / name, recipe, settings, flops)
             except TrialFailed as failure:
                 print(f"failed: {failure}; going on", flush=True)
@@ -233,15 +240,14 @@ class Study:
         row = self.row(trial, **about, epoch=round(self.lengths.epochs(trial, recipe), 4))
         return rows + evaluation_rows(row, summary | untimed)
 
-    def checkpoints(
-        self, trial: Trial, recipe: DictConfig
-    ) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    def checkpoints(self, trial: Trial, recipe: Run) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """The checkpoints before a run's end that are evaluated.
 
         Returns:
             What their rows say of them, by file name; and the overrides that keep them.
         """
-        checkpoints, keep = {}, []
+        checkpoints: dict[str, dict[str, Any]] = {}
+        keep: list[str] = []
         for epoch in trial.points[:-1]:
             checkpoints[f"epoch={epoch:g}.ckpt"] = {"length": epoch, "epoch": epoch}
         if checkpoints:
@@ -267,11 +273,11 @@ class Study:
         """The CSV of all rows so far, and what is made from it."""
         table = make_table(chain(*self.rows.values()))
         write_text(self.results / RESULTS, table.to_csv(index=False))
-        write_report(self.results / RESULTS, self.results, list(self.cfg.thresholds))
+        write_report(self.results / RESULTS, self.results, self.cfg.thresholds)
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, recipe: DictConfig, settings: Mapping[str, Any], flops: int
+    checkpoint: Path, recipe: Run, settings: Evaluation, flops: int
 ) -> dict[str, Any]:
     """What summary.json is to a run, of a checkpoint on its way; it is evaluated once.
 
@@ -284,16 +290,15 @@ def evaluate_checkpoint(
     Raises:
         TrialFailed: with the reason.
     """
-    probe = {
-        "pretrained_feature_extractor": str(checkpoint),
-        "evaluation": OmegaConf.merge(settings, {"references": False}),
-        "accelerator": recipe.get("accelerator", "auto"),
-    }
-    probe = check_config(OmegaConf.create(probe), Probe)
-    kept, settings = checkpoint.with_suffix(".json"), OmegaConf.to_container(probe.evaluation)
+    probe = Probe(
+        pretrained_feature_extractor=str(checkpoint),
+        evaluation=replace(settings, references=False),
+        accelerator=recipe.accelerator or "auto",
+    )
+    kept, given = checkpoint.with_suffix(".json"), asdict(probe.evaluation)
     if kept.exists():
         summary = json.loads(kept.read_text())
-        if summary.get("settings") == settings:
+        if summary.get("settings") == given:
             return summary
     print(f"  evaluating {checkpoint}", flush=True)
     began = time.perf_counter()
@@ -312,7 +317,7 @@ def evaluate_checkpoint(
         "evaluation": evaluation,
         "train_seconds": round(state["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         "evaluation_seconds": round(time.perf_counter() - began, 1),
-        "settings": settings,
+        "settings": given,
     }
     write_text(kept, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
+from emp_plugin.config import read_settings
 from emp_plugin.errors import UserError
 
 SHIPPED = Path(__file__).with_name("shipped.yaml")
@@ -14,12 +14,13 @@ BUDGETS, SCHEDULES = ("epochs", "minutes", "flops"), ("fitted", "snapshot")
 METHODS = ("emp", "simclr", "byol", "vicreg", "swav", "ressl")
 
 
-@dataclass
+@dataclass(frozen=True)
 class StudySettings:
     """A list of one may be written without its brackets."""
 
     # a folder of recipes, such as cifar or digits
-    recipes: str = MISSING
+    recipes: str
+    results_dir: str  # if nothing is said, outputs/compare-<name of the study>
     # of all recipes; those of the command line follow them
     overrides: list[str] = field(default_factory=list)
     # names of recipes
@@ -41,17 +42,16 @@ class StudySettings:
     thresholds: list[float] = field(default_factory=list)
     # runs that train at once, for a large GPU; their rows then have no minutes
     at_once: int = 1
-    results_dir: str = MISSING  # if nothing is said, outputs/compare-<name of the study>
     # make tables and figures from the CSV that is there
     report_only: bool = False
 
 
 def study_names() -> list[str]:
     """The studies in ``shipped.yaml``."""
-    return [str(name) for name in OmegaConf.load(SHIPPED)]
+    return list(yaml.safe_load(SHIPPED.read_text()))
 
 
-def read_comparison(study: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+def read_comparison(study: str, overrides: list[str]) -> tuple[StudySettings, list[str]]:
     """The settings of a study, and the overrides that are left for the recipes.
 
     Args:
@@ -63,55 +63,46 @@ def read_comparison(study: str, overrides: list[str]) -> tuple[DictConfig, list[
     """
     path = Path(study).expanduser()
     names = {item.name for item in fields(StudySettings)}
-    lists = {item.name for item in fields(StudySettings) if "list" in str(item.type)}
     own = [item for item in overrides if item.partition("=")[0] in names]
+    given = {"results_dir": f"outputs/compare-{path.stem}"} | _load(path)
     try:
-        there = _load(path)
-        results = {"results_dir": f"outputs/compare-{path.stem}"}
-        given = OmegaConf.merge(results, there, OmegaConf.from_dotlist(own))
-        for name in lists & set(given):
-            if not isinstance(given[name], ListConfig):
-                given[name] = [given[name]]
-        cfg = OmegaConf.merge(OmegaConf.structured(StudySettings), given)
-        missing = sorted(OmegaConf.missing_keys(cfg))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path.name}: {str(error).splitlines()[0]}") from error
-    if missing:
-        raise UserError(f"{missing[0]} is not set; add {missing[0]}=...")
+        cfg = read_settings(given, own, StudySettings)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
     _check(cfg)
     return cfg, [item for item in overrides if item not in own]
 
 
-def _load(path: Path) -> DictConfig:
+def _load(path: Path) -> dict[str, Any]:
     if path.suffix == ".yaml":
         if not path.is_file():
             raise UserError(f"{path} is not a file")
-        return OmegaConf.load(path)
+        return yaml.safe_load(path.read_text())
     name = str(path)
     if name not in study_names():
         known = ", ".join(study_names())
         raise UserError(f"there is no study '{name}'; choose {known} or the path of a YAML file")
-    return OmegaConf.load(SHIPPED)[name]
+    return yaml.safe_load(SHIPPED.read_text())[name]
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: StudySettings) -> None:
     def require(condition: Any, message: str) -> None:
         if not condition:
             raise UserError(message)
 
     require(
         cfg.budget and set(cfg.budget) <= set(BUDGETS),
-        f"budget must be one of {', '.join(BUDGETS)}, got {list(cfg.budget)}",
+        f"budget must be one of {', '.join(BUDGETS)}, got {cfg.budget}",
     )
     require(
         cfg.schedule and set(cfg.schedule) <= set(SCHEDULES),
-        f"schedule knows {' and '.join(SCHEDULES)}, got {list(cfg.schedule)}",
+        f"schedule knows {' and '.join(SCHEDULES)}, got {cfg.schedule}",
     )
     require(cfg.methods and cfg.seeds, "methods and seeds must not be empty")
     for budget in cfg.budget:
         name = "minutes" if budget == "minutes" else "epochs"
-        positive = cfg[name] and min(cfg[name]) > 0
-        require(positive, f"budget={budget} needs {name}=[...], all positive")
+        lengths = getattr(cfg, name)
+        require(lengths and min(lengths) > 0, f"budget={budget} needs {name}=[...], all positive")
     require(
         cfg.evaluate_every is None or cfg.evaluate_every > 0,
         f"evaluate_every is a number of epochs, such as 0.1, got {cfg.evaluate_every}",
@@ -120,12 +111,12 @@ def _check(cfg: DictConfig) -> None:
     alone = cfg.at_once == 1 or "minutes" not in cfg.budget
     require(alone, "budget=minutes needs at_once=1: runs side by side slow each other")
     if "snapshot" in cfg.schedule:
-        of_epochs = list(cfg.budget) == ["epochs"]
+        of_epochs = cfg.budget == ["epochs"]
         require(of_epochs, "schedule=snapshot is of epochs: leave budget at epochs")
         whole = all(epoch == int(epoch) for epoch in cfg.epochs)
         require(whole, "schedule=snapshot looks at whole epochs")
 
-    ablate, values = cfg.ablate or "", list(cfg["values"])
+    ablate, values = cfg.ablate or "", cfg.values
     require(
         not ablate.startswith("evaluation"),
         "ablate is for settings of the training; "

@@ -4,13 +4,14 @@ These are tables 5 and 6 of arXiv 2304.03977.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
-from emp_plugin.config import Probe, read_config, recipes_root
+from emp_plugin.config import Probe, Run, read_config, recipes_root
 from emp_plugin.errors import UserError
 from emp_plugin.studies.rows import (
     ACCURACIES,
@@ -21,7 +22,7 @@ from emp_plugin.studies.rows import (
     version_columns,
 )
 from emp_plugin.studies.tables import transfer_table
-from emp_plugin.training.folder import identity, versions, write_text
+from emp_plugin.training.folder import identity, versions, write_settings, write_text
 from emp_plugin.training.probing import load_method, probe_checkpoint, probed_data
 
 DATASETS = ("cifar10", "cifar100")
@@ -77,7 +78,7 @@ def transfer(checkpoints: list[str], results: Path, overrides: list[str]) -> Non
             ]
             probe = read_config(recipes_root(), None, [*given, *overrides], Probe)
             probes.append((probe, _about(path, run, saved, probe)))
-    settings = OmegaConf.to_container(probes[0][0])  # as resolved on this machine
+    settings = asdict(probes[0][0])  # as resolved on this machine
     del settings["pretrained_feature_extractor"], settings["data"]["dataset"]
     before = _rows_before(results, settings)
     parts = [_done(before, about, probe.evaluation.references) for probe, about in probes]
@@ -87,7 +88,7 @@ def transfer(checkpoints: list[str], results: Path, overrides: list[str]) -> Non
         for name in (ROWS, TABLE):  # of other settings
             (results / name).unlink(missing_ok=True)
     used = {"command": " ".join(sys.argv), "probe": settings}
-    write_text(results / SETTINGS, OmegaConf.to_yaml(used))
+    write_settings(results / SETTINGS, used)
     for number, (probe, about) in enumerate(probes):
         done = ": done" if parts[number] else ""
         what = f"{about['checkpoint']} on {about['dataset']}"
@@ -102,7 +103,7 @@ def transfer(checkpoints: list[str], results: Path, overrides: list[str]) -> Non
     print(f"results: {results}")
 
 
-def _about(path: str, run: DictConfig, saved: dict[str, Any], probe: DictConfig) -> dict[str, Any]:
+def _about(path: str, run: Run, saved: dict[str, Any], probe: Probe) -> dict[str, Any]:
     """What all rows of a checkpoint on a dataset have in common, whatever evaluates it."""
     data = probed_data(run, probe)
     return {
@@ -123,7 +124,7 @@ def _rows_before(results: Path, settings: dict[str, Any]) -> list[dict[str, Any]
     """Of an earlier call with the same settings."""
     if not (results / SETTINGS).exists() or not (results / ROWS).exists():
         return []
-    if OmegaConf.load(results / SETTINGS).get("probe") != settings:
+    if yaml.safe_load((results / SETTINGS).read_text()).get("probe") != settings:
         return []
     return read_table(results / ROWS).to_dict("records")
 

@@ -3,19 +3,18 @@
 As figures 5 and 8 of arXiv 2304.03977.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from emp_plugin.config import augmentations, check_whole_images
+from emp_plugin.config import Data, augmentations, check_whole_images
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features
@@ -24,8 +23,6 @@ from emp_plugin.training.folder import write_text
 from emp_plugin.training.lightning import epochs_begun
 from emp_plugin.training.pictures import save_figure
 from emp_plugin.training.probing import encoder, load_data, load_method
-
-matplotlib.use("Agg")  # files only, no window
 
 FEATURES = ("backbone", "embedding", "projection")
 # Paul Tol's muted scheme, which the colour-blind can tell apart; its tenth, a pale grey, is darker
@@ -60,8 +57,9 @@ class WithProjection(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         out = dict(encoder(self.method)(x))
         embedding = out.setdefault("embedding", out["backbone"])
-        if hasattr(self.method, "projector"):
-            out["projection"] = self.method.projector(embedding)
+        projector = getattr(self.method, "projector", None)
+        if projector is not None:
+            out["projection"] = projector(embedding)
         return out
 
 
@@ -92,7 +90,7 @@ def write_tsne(
     if not 2 <= classes <= len(COLOURS):
         raise UserError(f"--classes must be 2 to {len(COLOURS)}, got {classes}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    panels, dataset, chosen = {}, None, None
+    panels, dataset, chosen = {}, "", None
     for path in checkpoints:
         method, cfg, contents = load_method(path)
         if chosen is None:
@@ -135,9 +133,9 @@ def write_tsne(
     draw_tsne(rows, title, out.with_name(f"{out.name}.png"))
 
 
-def _test_images(data: DictConfig, train_path: str | None) -> ImageData | ImageFiles:
+def _test_images(data: Data, train_path: str | None) -> ImageData | ImageFiles:
     if train_path:
-        data.train_path = train_path
+        data = replace(data, train_path=train_path)
     test = load_data(data)[1]
     if test is None:
         raise UserError(
@@ -189,9 +187,8 @@ def draw_tsne(rows: pd.DataFrame, title: str, path: Path) -> None:
     classes = sorted(rows["class"].unique(), key=str)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4 * columns, 4 * lines + 0.8), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4 * columns, 4 * lines + 0.8), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels):

@@ -27,7 +27,7 @@ CONFIG_KEY = "emp_plugin_config"
 EPOCH_KEY = "emp_plugin_epoch"
 
 
-class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
+class AtomicCheckpointIO(pl.plugins.TorchCheckpointIO):
     """Writes a checkpoint under a temporary name and renames it.
 
     The ``last.ckpt`` that it replaces stays as ``previous.ckpt``.
@@ -128,9 +128,10 @@ class Checkpoints(pl.Callback):
         self.saved_at = time.monotonic()
         spare_broadcast_of_sigterm(trainer)
         self.requeue_signal = requeue_signal(trainer)
-        signals = [signal.SIGTERM, signal.SIGINT]
+        signals: list[int] = [signal.SIGTERM, signal.SIGINT]
         if self.requeue_signal:
-            self.requeue = signal.getsignal(self.requeue_signal)  # Lightning's handler
+            # Lightning's handler
+            self.requeue: Any = signal.getsignal(self.requeue_signal)
             signals.append(self.requeue_signal)
         for number in signals:  # Lightning puts the old handlers back when the fit ends
             signal.signal(number, self._note_signal)

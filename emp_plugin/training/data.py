@@ -1,6 +1,7 @@
 """Batches for Lightning: uint8 images travel, views are made where the model is."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -66,6 +67,7 @@ class PretrainData(pl.LightningDataModule):
         on_device: bool = True,
     ):
         super().__init__()
+        self.trainer: pl.Trainer  # from when it is asked for batches
         self.train, self.validation = train, validation
         self.views, self.stacked, self.on_device = views, stacked, on_device
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
@@ -100,9 +102,10 @@ class PretrainData(pl.LightningDataModule):
         )
         if self.on_device:
             device = self.trainer.strategy.root_device
-            fit = isinstance(self.train, ImageData) and fit_on(device, self.train.images)
-            self.images = self.train.images.to(device) if fit else None
-            dataset = StepDataset(self.train, images_on_device=fit)
+            self.images = None
+            if isinstance(self.train, ImageData) and fit_on(device, self.train.images):
+                self.images = self.train.images.to(device)
+            dataset: Dataset[Any] = StepDataset(self.train, self.images is not None)
         else:
             transforms = [image_transform(view.augmentation) for view in self.views]
             dataset = ViewDataset(self.train, transforms, self.seed)
@@ -139,7 +142,7 @@ class PretrainData(pl.LightningDataModule):
         # what layers draw (dropout, stochastic depth, WMSE's groups) is the same after a resume too
         place = step.epoch, step.step, self.trainer.global_rank
         _seed(generator(self.seed, LAYERS, *place).initial_seed(), targets.device)
-        if images is None:
+        if images is None and self.images is not None:
             images = self.images[step.indices]
         if not self.on_device:
             views = images[0] if self.stacked else [view for some in images for view in some]

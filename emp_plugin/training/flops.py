@@ -4,13 +4,13 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from emp_plugin.config import augmentations
+from emp_plugin.config import Run, augmentations
 from emp_plugin.data import ImageData
 from emp_plugin.data.datasets import IMAGE_SIZE
 from emp_plugin.solo_learn import build_method, pl, processes
@@ -36,7 +36,7 @@ class _CountStep(pl.Callback):
         self.counter.__exit__(None, None, None)
 
 
-def training_flops(cfg: DictConfig) -> int | None:
+def training_flops(cfg: Run) -> int | None:
     """Floating-point operations of training on one image: a multiplication and an addition are two.
 
     All views, all networks (momentum networks, heads and prototypes too), forward and backward, as
@@ -54,25 +54,32 @@ def training_flops(cfg: DictConfig) -> int | None:
     return _COUNTED[known]
 
 
-def flops_of_batches(cfg: DictConfig, batches: int) -> int | None:
+def flops_of_batches(cfg: Run, batches: int) -> int | None:
     """Floating-point operations of a training's first batches; None where they cannot be known.
 
     They cannot where :func:`training_flops` has none, or the run took as many GPUs as it found.
     """
-    found = cfg.get("devices") in (None, "auto", -1, "-1") and cfg.get("accelerator") != "cpu"
+    found = cfg.devices in (None, "auto", -1, "-1") and cfg.accelerator != "cpu"
     per_image = None if found else training_flops(cfg)
     if per_image is None:
         return None
     return batches * cfg.optimizer.batch_size * processes(cfg) * per_image
 
 
-def _count(cfg: DictConfig) -> int:
-    cfg = OmegaConf.merge(cfg, {"devices": 1, "num_nodes": 1, "accelerator": "cpu"})
-    cfg.optimizer.batch_size, cfg.max_epochs, cfg.accumulate_grad_batches = IMAGES, 1, 1
-    if "patch_chunk" in cfg.method_kwargs:
-        cfg.method_kwargs.patch_chunk = None
-    if cfg.method_kwargs.get("queue_size"):  # a multiple of the batch
-        cfg.method_kwargs.queue_size = -(-cfg.method_kwargs.queue_size // IMAGES) * IMAGES
+def _count(cfg: Run) -> int:
+    kwargs = {key: value for key, value in cfg.method_kwargs.items() if key != "patch_chunk"}
+    if kwargs.get("queue_size"):  # a multiple of the batch
+        kwargs["queue_size"] = -(-kwargs["queue_size"] // IMAGES) * IMAGES
+    cfg = replace(
+        cfg,
+        method_kwargs=kwargs,
+        optimizer=replace(cfg.optimizer, batch_size=IMAGES),
+        max_epochs=1,
+        accumulate_grad_batches=1,
+        devices=1,
+        num_nodes=1,
+        accelerator="cpu",
+    )
     views, share = augmentations(cfg), 1.0
     if cfg.method == "emp":
         patches = min(PATCHES, views[0].num_patches)

@@ -10,15 +10,16 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from emp_plugin import __version__
+from emp_plugin.config import Run, to_dict
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.data.files import make_output_folder
 from emp_plugin.errors import UserError
@@ -54,17 +55,21 @@ NOT_COMPARED = {
 PLACES = {"num_workers", "train_path", "val_path", "format"}  # of data, likewise
 
 
-def identity(cfg: DictConfig) -> str:
+def identity(cfg: Run) -> str:
     """What tells a training from others: a hash of the settings that matter and the version.
 
     Two runs of one identity end with the same weights, up to what the machine rounds differently.
     A folder of a user's own images is known by its path alone.
     """
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    return _identity_of_saved(to_dict(cfg))
+
+
+def _identity_of_saved(saved: Mapping[str, Any]) -> str:
+    settings = {key: value for key, value in saved.items() if key not in NOT_COMPARED}
     settings["precision"] = str(settings.get("precision"))
-    if settings["performance"].get("compile") == "off":
-        del settings["performance"]["compile"]  # as before there was such a setting
+    performance = settings["performance"]
+    # "off" is left out, as before there was such a setting
+    settings["performance"] = {key: mode for key, mode in performance.items() if mode != "off"}
     own = settings["data"]["dataset"] == "custom"
     left_out = PLACES - {"train_path"} if own else PLACES
     # as before there were such settings
@@ -79,7 +84,7 @@ def identity_of(folder: Path) -> str:
     """The identity of the training in a folder, as it was when that began."""
     began = versions_of(folder)[:1]
     noted = began[0].get("identity") if began else None
-    return noted or identity(OmegaConf.load(folder / CONFIG))
+    return noted or _identity_of_saved(saved_settings(folder))
 
 
 def versions_of(folder: Path) -> list[dict[str, Any]]:
@@ -89,12 +94,17 @@ def versions_of(folder: Path) -> list[dict[str, Any]]:
     return [noted] if isinstance(noted, dict) else noted  # older runs have those of the last time
 
 
-def new_folder(cfg: DictConfig) -> Path:
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, of whatever version, in plain containers."""
+    return yaml.safe_load((folder / CONFIG).read_text())
+
+
+def new_folder(cfg: Run) -> Path:
     """A path for a run that begins: ``<checkpoint.dir>/<method>/<name>-<id>``, not made yet."""
     return _runs_of(cfg) / f"{cfg.name}-{secrets.token_hex(4)}"
 
 
-def unfinished_folder(cfg: DictConfig) -> Path | None:
+def unfinished_folder(cfg: Run) -> Path | None:
     """The folder of a run that trains the same and has no summary, or None.
 
     One with a checkpoint comes before one without, and a newer before an older.
@@ -106,7 +116,7 @@ def unfinished_folder(cfg: DictConfig) -> Path | None:
         written = (checkpoints or [path])[0].stat().st_mtime
         if written <= oldest or (folder / SUMMARY).exists():
             continue
-        if OmegaConf.load(path).name == cfg.name and identity_of(folder) == identity(cfg):
+        if saved_settings(folder)["name"] == cfg.name and identity_of(folder) == identity(cfg):
             candidates.append((bool(checkpoints), written, folder))
     return max(candidates)[-1] if candidates else None
 
@@ -125,7 +135,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def claim(folder: Path, cfg: DictConfig, needed: int, data: dict[str, Any]) -> Iterator[None]:
+def claim(folder: Path, cfg: Run, needed: int, data: dict[str, Any]) -> Iterator[None]:
     """Make a run's folder, or take over an unfinished one, for this process alone.
 
     Configuration, versions and a description of the images are written into it, into one taken over
@@ -157,7 +167,7 @@ def claim(folder: Path, cfg: DictConfig, needed: int, data: dict[str, Any]) -> I
         folder.mkdir(exist_ok=True)
         lock = (folder / LOCK).open("w")
         _take_lock(lock)
-        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+        write_settings(folder / CONFIG, to_dict(cfg))
         write_text(folder / VERSIONS, json.dumps(noted, indent=2) + "\n")
         write_text(folder / DATA, json.dumps(data, indent=2) + "\n")
     except OSError as error:
@@ -219,7 +229,7 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
             )
 
 
-def _runs_of(cfg: DictConfig) -> Path:
+def _runs_of(cfg: Run) -> Path:
     return Path(cfg.checkpoint.dir).expanduser() / cfg.method
 
 
@@ -230,7 +240,12 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_rows(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings in plain containers as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(dict(settings), sort_keys=False))
+
+
+def write_rows(path: Path, columns: Collection[str], rows: list[dict[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all; columns that a row lacks stay empty."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:

@@ -80,14 +80,14 @@ class CollapseGauge(pl.Callback):
     MIN_RANK = 1.2
     PATIENCE = 40
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.collapsed_at: int | None = None  # the step at which it was said
         self.low_steps = 0
         self.looked_at: int | None = None  # the step of the look before
         self.outputs: list[Tensor] | None = None  # None: nothing is to be collected
         self.values: Tensor | None = None
         self.pending: LateCopy | None = None
-        self.hook = None
+        self.hook: Any = None
 
     def state_dict(self) -> dict[str, int | None]:
         self._check()
@@ -152,7 +152,7 @@ class CollapseGauge(pl.Callback):
 
     def _check(self) -> None:
         pending, self.pending = self.pending, None
-        if pending is None or self.collapsed_at is not None:
+        if pending is None or self.looked_at is None or self.collapsed_at is not None:
             return
         rank, std = pending.read().tolist()
         low = std < self.MIN_STD or rank < self.MIN_RANK

@@ -14,9 +14,15 @@ from emp_plugin.solo_learn import pl
 REQUEUE_CHECKPOINTS = "hpc_ckpt_*.ckpt"
 
 
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """The trainer's own list, which it does not declare."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 def batches_trained(trainer: pl.Trainer) -> int:
     """Batches of all epochs that training has behind it, those of before a resume included."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.total.processed
 
 
 def batches_of(checkpoint: dict[str, Any]) -> int:
@@ -47,12 +53,13 @@ def spare_broadcast_of_sigterm(trainer: pl.Trainer) -> None:
 
     The host waits for the answer. Our own handler takes Lightning's place, so that it is always no.
     """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None
 
 
 def requeue_signal(trainer: pl.Trainer) -> int | None:
     """The signal by which SLURM asks a job to stop and be queued again; None elsewhere."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment: Any = trainer._accelerator_connector.cluster_environment
     return environment.requeue_signal if getattr(environment, "auto_requeue", False) else None
 
 

@@ -24,7 +24,8 @@ class MetricsCSV(pl.loggers.Logger):
 
     def __init__(self, path: Path, step: int):
         super().__init__()
-        self.path, self.columns = path, []
+        self.path = path
+        self.columns: list[str] = []
         rows = [row for row in self._rows() if int(row["step"]) < step]
         if rows:
             write_rows(path, self.columns, rows)
@@ -40,7 +41,7 @@ class MetricsCSV(pl.loggers.Logger):
         return list(reader)
 
     @pl.utilities.rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new:

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
-
-from emp_plugin.transforms import PatchAugmentation  # noqa: E402
+from emp_plugin.transforms import PatchAugmentation
 
 # panel: {column of metrics.csv: what the legend calls it}
 CURVES = {
@@ -34,7 +31,7 @@ def draw_patches(
     columns = min(10, len(shown))
     rows = -(-len(shown) // columns)
     side = max(2, rows)  # cells that the image takes
-    figure = plt.figure(figsize=(0.8 * (columns + side + 0.5), 0.8 * side + 0.3))
+    figure = Figure(figsize=(0.8 * (columns + side + 0.5), 0.8 * side + 0.3))
     grid = figure.add_gridspec(
         side,
         columns + side + 1,
@@ -83,8 +80,8 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
             panels[title] = present
     if not panels:
         return
-    size = (3.4 * len(panels), 2.8)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     styles = {"color": "#0072B2"}, {"color": "#D55E00", "marker": "o"}
     for axis, (title, columns) in zip(axes[0], panels.items()):
         for (column, label), style in zip(columns.items(), styles):
@@ -97,9 +94,8 @@ def draw_curves(metrics: pd.DataFrame, path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150)
-    plt.close(figure)
     temporary.replace(path)

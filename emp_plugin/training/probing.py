@@ -8,20 +8,29 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from emp_plugin.config import Evaluation, augmentations, check_whole_images, uses_gpu
+from emp_plugin.config import (
+    Data,
+    Probe,
+    Run,
+    augmentations,
+    check_whole_images,
+    from_dict,
+    uses_gpu,
+)
 from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation import PROTOCOLS, Network, evaluate
+from emp_plugin.evaluation import PROTOCOLS, Evaluation, Network, evaluate
 from emp_plugin.evaluation.protocol import UNTRAINED
 from emp_plugin.evaluation.views import Encode, find_pool
 from emp_plugin.solo_learn import backbone_of, build_method, pl
@@ -31,21 +40,21 @@ from emp_plugin.training.folder import identity, versions, write_rows
 from emp_plugin.training.lightning import batches_of
 
 
-def load_data(data: DictConfig) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
+def load_data(data: Data) -> tuple[ImageData | ImageFiles, ImageData | ImageFiles | None]:
     """The images of a configuration's ``data``; see :func:`load_dataset`."""
     return load_dataset(
         data.dataset,
         data.train_path,
         data.holdout,
         data.fraction,
-        data.get("val_path"),
-        data.get("image_size"),
-        data.get("window"),
-        data.get("no_labels", False),
+        data.val_path,
+        data.image_size,
+        data.window,
+        data.no_labels,
     )
 
 
-def fresh_method(cfg: DictConfig) -> pl.LightningModule:
+def fresh_method(cfg: Run) -> pl.LightningModule:
     """The method with the initial weights of the run's seed (its untrained row uses the same).
 
     Raises:
@@ -60,8 +69,8 @@ def fresh_method(cfg: DictConfig) -> pl.LightningModule:
 
 
 def load_method(
-    path: str | Path, like: DictConfig | None = None
-) -> tuple[pl.LightningModule, DictConfig, dict[str, Any]]:
+    path: str | Path, like: Run | None = None
+) -> tuple[pl.LightningModule, Run, dict[str, Any]]:
     """The trained method of a checkpoint, its configuration, which is in the file, and the file.
 
     Args:
@@ -105,10 +114,10 @@ def load_method(
             f"{path} was not written by emp_plugin: it holds no configuration to rebuild the "
             "method from"
         )
-    cfg = OmegaConf.create(checkpoint[CONFIG_KEY])
+    cfg = from_dict(checkpoint[CONFIG_KEY])
     for key in ("method", "backbone", "method_kwargs", "data.num_classes"):
-        there = OmegaConf.select(cfg, key)
-        wanted = there if like is None else OmegaConf.select(like, key)
+        there = attrgetter(key)(cfg)
+        wanted = there if like is None else attrgetter(key)(like)
         if there != wanted:
             raise UserError(f"{path} is of another run: its {key} is {there}, this one's {wanted}")
     method = fresh_method(cfg)
@@ -120,10 +129,10 @@ def load_method(
     return method, cfg, checkpoint
 
 
-def encoder(method: pl.LightningModule) -> Encode:
+def encoder(method: nn.Module) -> Encode:
     """What is probed of a method: its ``features`` (EMP's), else the output of its backbone."""
     if hasattr(method, "features"):
-        return method.features
+        return cast(Encode, method.features)
     return _Backbone(backbone_of(method))
 
 
@@ -139,7 +148,7 @@ class _Backbone(nn.Module):
         return {"backbone": self.backbone(x.contiguous(memory_format=torch.channels_last))}
 
 
-def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
+def probe_checkpoint(probe: Probe) -> list[dict[str, Any]]:
     """Evaluate a checkpoint of any method; returns its rows, and leaves them beside it.
 
     The file is ``<protocol>-<dataset>-<checkpoint>.csv``; its name has views and probes where they
@@ -178,40 +187,41 @@ def probe_checkpoint(probe: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _evaluation_name(settings: DictConfig) -> str:
+def _evaluation_name(settings: Evaluation) -> str:
     names = [settings.protocol]
     if settings.protocol not in PROTOCOLS:
         names = [*settings.probes, *settings.views]
         if "bag" in settings.views:
             kind = "augmented" if settings.bag_augmented else "plain"
             names.append(f"{settings.bag_patches}{kind}")
-    usual, given = OmegaConf.structured(Evaluation), OmegaConf.to_container(settings)
+    usual, given = asdict(Evaluation()), asdict(settings)
     others = ("linear", "mlp", "dense_scale", "label_fractions")
-    changed = {name: given[name] for name in others if settings[name] != usual[name]}
+    changed = {name: given[name] for name in others if given[name] != usual[name]}
     if changed:
         names.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8])
     return "-".join(names)
 
 
-def probed_data(cfg: DictConfig, probe: DictConfig) -> DictConfig:
+def probed_data(cfg: Run, probe: Probe) -> Data:
     """The data settings that a checkpoint of a run ``cfg`` is probed with.
 
     What is not given is the run's, its hold-out included. But a val_path goes with its train_path,
     a hold-out without one, and an image_size with its dataset.
     """
-    given = {key: value for key, value in probe.data.items() if value is not None}
+    given = {key: value for key, value in vars(probe.data).items() if value is not None}
+    dropped: dict[str, Any]
     if "val_path" in given:
         dropped = {"holdout": 0.0}
     else:
         dropped = {"val_path": None} if "train_path" in given else {}
     if given.get("dataset", cfg.data.dataset) != cfg.data.dataset:
         dropped["image_size"] = None
-    return OmegaConf.merge(cfg.data, dropped, given)
+    return replace(cfg.data, **(dropped | given))
 
 
 def evaluate_run(
-    cfg: DictConfig,
-    settings: DictConfig,
+    cfg: Run,
+    settings: Evaluation,
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
     test: ImageData | ImageFiles,
@@ -242,7 +252,7 @@ def evaluate_run(
     ran = versions()
     about = {"flops": flops, "identity": identity(cfg), "commit": ran["commit"]}
     about |= {"machine": ran["hardware"], "torch": ran["torch"]}
-    bf16 = "bf16" in str(precision or cfg.get("precision"))
+    bf16 = "bf16" in str(precision or cfg.precision)
     fingerprint = _fingerprint(model, train, test, settings, bf16, same_labels)[:12]
     part = out.with_name(f"{out.name}.{fingerprint}.part")
     for other in set(out.parent.glob(f"{glob.escape(out.name)}.*.part")) - {part}:
@@ -251,7 +261,7 @@ def evaluate_run(
     done = list(dict.fromkeys(row["model"] for row in rows))
     if done:
         print(f"continued after {', '.join(done)}, which are in {part.name}", flush=True)
-    online = model.classifier if same_labels else None
+    online: Any = model.classifier if same_labels else None
     networks = [_network(cfg.method, model.to(device), online)]
     if settings.references:
         networks.append(_network(UNTRAINED, fresh_method(cfg).to(device)))
@@ -292,16 +302,16 @@ def _fingerprint(
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
     test: ImageData | ImageFiles,
-    settings: DictConfig,
+    settings: Evaluation,
     *others: bool,
 ) -> str:
     """Of what the rows of an evaluation depend on; one image stands for all of its set."""
-    about = OmegaConf.to_container(settings), others, train.classes
+    about = asdict(settings), others, train.classes
     digest = hashlib.sha256(repr(about).encode())
     first = torch.tensor([0])
     images = train.fetch(first), test.fetch(first)
     for tensor in (*model.parameters(), *model.buffers(), train.targets, test.targets, *images):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

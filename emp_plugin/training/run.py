@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from emp_plugin.config import augmentations, trainer_arguments, uses_gpu
+from emp_plugin.config import Run, augmentations, to_dict, trainer_arguments, uses_gpu
 from emp_plugin.data import ImageData, ImageFiles, make_views
 from emp_plugin.data.batches import Step
 from emp_plugin.errors import UserError
@@ -40,7 +39,7 @@ from emp_plugin.training.folder import (
     write_text,
 )
 from emp_plugin.training.gauge import CollapseGauge
-from emp_plugin.training.lightning import batches_trained
+from emp_plugin.training.lightning import batches_trained, callbacks_of
 from emp_plugin.training.metrics import MetricsCSV
 from emp_plugin.training.probing import (
     evaluate_run,
@@ -57,7 +56,7 @@ MEMORY_ADVICE = (
 )
 
 
-def pretrain(cfg: DictConfig) -> Path:
+def pretrain(cfg: Run) -> Path:
     """Train, evaluate and describe one run; returns its folder.
 
     Raises:
@@ -97,7 +96,7 @@ def pretrain(cfg: DictConfig) -> Path:
 
 
 def fit(
-    cfg: DictConfig,
+    cfg: Run,
     trainer: pl.Trainer,
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
@@ -125,18 +124,19 @@ def fit(
         on_device=cfg.data.views == "device",
     )
     timer = pl.callbacks.Timer()
-    trainer.callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
+    callbacks = callbacks_of(trainer)
+    callbacks += [timer, StopOnBrokenLoss(), CollapseGauge()]
     if cfg.performance.compile != "off":
-        trainer.callbacks.append(Compiled(cfg.performance.compile))
+        callbacks.append(Compiled(cfg.performance.compile))
     if cfg.checkpoint.enabled:
-        trainer.callbacks.append(
+        callbacks.append(
             Checkpoints(
                 folder,
                 cfg.checkpoint.every_n_steps,
                 cfg.checkpoint.min_seconds,
                 cfg.checkpoint.frequency,
                 cfg.checkpoint.keep_prev,
-                OmegaConf.to_container(cfg),
+                to_dict(cfg),
                 cfg.checkpoint.keep_every_n_steps,
                 max_seconds(cfg),
             )
@@ -169,13 +169,13 @@ def fit(
     return timer.time_elapsed("train")
 
 
-def max_seconds(cfg: DictConfig) -> float | None:
+def max_seconds(cfg: Run) -> float | None:
     """``max_time``, "DD:HH:MM:SS" or a mapping as timedelta takes it, in seconds.
 
     Raises:
         UserError: for anything else.
     """
-    limit = cfg.get("max_time")
+    limit = cfg.trainer.get("max_time")
     if limit is None:
         return None
     try:
@@ -187,7 +187,7 @@ def max_seconds(cfg: DictConfig) -> float | None:
 
 
 def summarise(
-    cfg: DictConfig,
+    cfg: Run,
     trainer: pl.Trainer,
     model: pl.LightningModule,
     train: ImageData | ImageFiles,
@@ -214,7 +214,7 @@ def summarise(
             "evaluate the checkpoint on a dataset that has them with `emp probe`"
         )
     evaluated = time.perf_counter() - began
-    gauge = next(watch for watch in trainer.callbacks if isinstance(watch, CollapseGauge))
+    gauge = next(watch for watch in callbacks_of(trainer) if isinstance(watch, CollapseGauge))
     summary = {
         "method": cfg.method,
         "name": cfg.name,
@@ -227,7 +227,7 @@ def summarise(
         "patches": patches,
         "flops": flops,
         "collapsed": gauge.collapsed_at is not None,
-        "compiled": any(isinstance(c, Compiled) and c.compiled for c in trainer.callbacks),
+        "compiled": any(isinstance(c, Compiled) and c.compiled for c in callbacks_of(trainer)),
         "identity": identity(cfg),
         "batch_norm_group": batch_norm_group(cfg),
         "train_seconds": round(trained, 1),
@@ -245,17 +245,17 @@ def summarise(
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
-def device_views(cfg: DictConfig) -> list[BatchMultiPatch]:
+def device_views(cfg: Run) -> list[BatchMultiPatch]:
     """The run's augmentations, made where the model is."""
     return [BatchMultiPatch.from_augmentation(augmentation) for augmentation in augmentations(cfg)]
 
 
-def views_per_image(cfg: DictConfig) -> int:
+def views_per_image(cfg: Run) -> int:
     """Patches (views) of an image in a step."""
     return sum(augmentation.num_patches for augmentation in augmentations(cfg))
 
 
-def batch_norm_group(cfg: DictConfig) -> int:
+def batch_norm_group(cfg: Run) -> int:
     """Patches that pass the backbone together in a process and share BatchNorm's statistics.
 
     They are EMP's n x b, or those of a chunk, and one view's batch of other methods.
@@ -266,7 +266,7 @@ def batch_norm_group(cfg: DictConfig) -> int:
     return cfg.optimizer.batch_size * min(patches, cfg.method_kwargs.get("patch_chunk") or patches)
 
 
-def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
+def newest_readable(folder: Path, cfg: Run) -> Path | None:
     """The newest checkpoint of an unfinished run that can be read, None if none was written.
 
     Broken ones are named on standard output.
@@ -289,7 +289,7 @@ def newest_readable(folder: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch: int) -> int:
+def checkpoint_bytes(cfg: Run, model: pl.LightningModule, steps_per_epoch: int) -> int:
     """Bytes that the checkpoints of a run take at least.
 
     A file holds the weights and one moment of the optimiser. There are ``last.ckpt``,
@@ -301,14 +301,14 @@ def checkpoint_bytes(cfg: DictConfig, model: pl.LightningModule, steps_per_epoch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     kept = cfg.max_epochs // cfg.checkpoint.frequency if cfg.checkpoint.keep_prev else 1
     if cfg.checkpoint.keep_every_n_steps:
-        limit = cfg.get("limit_train_batches") or 1.0
-        share = isinstance(limit, float)
-        steps = int(limit * steps_per_epoch) if share else min(limit, steps_per_epoch)
+        limit = cfg.limit_train_batches or 1.0
+        share = limit * steps_per_epoch if isinstance(limit, float) else limit
+        steps = min(int(share), steps_per_epoch)
         kept += cfg.max_epochs * steps // cfg.checkpoint.keep_every_n_steps
     return 2 * weights * (3 + kept)
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+def build_trainer(cfg: Run, folder: Path) -> pl.Trainer:
     """Lightning's Trainer as configured, without loggers and checkpoints.
 
     With GPUs BatchNorm takes its statistics over all of them, as if the batch were on one; torch
@@ -320,8 +320,8 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     # images are in memory, and StepSampler continues from the trainer's count
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-    callbacks = []
-    if cfg.get("enable_progress_bar", True):
+    callbacks: list[pl.Callback] = []
+    if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(Progress(cfg.optimizer.batch_size * views_per_image(cfg)))
     arguments = trainer_arguments(cfg)
     if cfg.checkpoint.enabled:  # which then watches the time itself: a run can go on from there
@@ -354,7 +354,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     return trainer
 
 
-def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
+def build_loggers(cfg: Run, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
     """metrics.csv always, TensorBoard and W&B by setting.
 
     A continued run keeps the rows of metrics.csv before ``resumed_step``.
@@ -371,8 +371,8 @@ def build_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.l
         raise UserError(f"{error}; install it, or switch that logger off") from error
 
 
-def _optional_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
-    loggers = []
+def _optional_loggers(cfg: Run, folder: Path, resumed_step: int) -> list[pl.loggers.Logger]:
+    loggers: list[pl.loggers.Logger] = []
     if cfg.tensorboard.enabled:
         loggers.append(
             pl.loggers.TensorBoardLogger(
@@ -389,13 +389,13 @@ def _optional_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[
                 entity=cfg.wandb.entity,
                 offline=cfg.wandb.offline,
                 save_dir=folder,
-                config=OmegaConf.to_container(cfg),
+                config=to_dict(cfg),
             )
         )
     return loggers
 
 
-def draw_first_patches(cfg: DictConfig, train: ImageData | ImageFiles, folder: Path) -> None:
+def draw_first_patches(cfg: Run, train: ImageData | ImageFiles, folder: Path) -> None:
     """Draw patches.png: the first training image under the run's augmentations."""
     views, first = device_views(cfg), torch.tensor([0])
     image = train.fetch(first)

@@ -238,7 +238,9 @@ def make_patches(
     step = max(1, block_bytes // patch_bytes)
     for start in range(0, n * b, step):
         block = slice(start, start + step)
-        box, window = boxes[:, block], boxes[3:, block].amax(1).tolist()
+        box = boxes[:, block]
+        rows, columns = boxes[3:, block].amax(1).tolist()
+        window = rows, columns
         hue_counts = torch.bincount(hue_place[block], minlength=5).tolist()
         changed = params.grey, params.blur, params.solarize
         chosen = [which[block].nonzero()[:, 0] for which in changed]
@@ -258,8 +260,9 @@ def make_patches(
             [*plan, scale, shift, *crop], device
         )
         if one_size:
-            x = crops(source, *crop, *window)
-            if window != [size, size]:
+            [first] = crop
+            x = crops(source, first, *window)
+            if window != (size, size):
                 x = resize(x, size, interpolation)
         else:
             x = resized_crops(source, crop, window, size, interpolation)

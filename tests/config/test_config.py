@@ -1,16 +1,26 @@
 import dataclasses
 import inspect
+import random
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobRuntime
+from hydra.version import getbase
 
 from emp_plugin.config import (
     TRAINER_KEYS,
     Probe,
     augmentations,
+    from_dict,
     read_config,
     recipe_names,
     recipes_root,
+    to_dict,
     trainer_arguments,
 )
 from emp_plugin.errors import UserError
@@ -22,7 +32,7 @@ from support import SCRIPTS
 def test_the_shipped_recipe_is_the_paper_s(config):
     cfg = config("cifar/emp")
     assert cfg.method == "emp"
-    assert cfg.method_kwargs.preset == "code"
+    assert cfg.method_kwargs["preset"] == "code"
     assert cfg.max_epochs == 1
     assert cfg.data.num_classes == 10
     assert cfg.optimizer.lr == 0.3
@@ -84,7 +94,7 @@ def test_overrides(config):
     assert cfg.optimizer.lr == 0.1
     assert cfg.backbone.stem_padding == 1
     assert trainer_arguments(cfg)["limit_train_batches"] == 5
-    assert cfg.method_kwargs.preset == "paper"
+    assert cfg.method_kwargs["preset"] == "paper"
 
 
 @pytest.mark.parametrize(
@@ -161,9 +171,7 @@ def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(confi
     assert [dataclasses.replace(view, **off) for view in usual_views] == few_views
     assert usual_views[0].grey_prob == 0.2
     assert usual != few
-    for cfg in (usual, few):
-        del cfg["augmentations"]
-    assert usual == few
+    assert dataclasses.replace(usual, augmentations=few.augmentations) == few
 
 
 @pytest.mark.parametrize(
@@ -198,11 +206,86 @@ def test_crop_and_grey_presets_switch_all_else_off_and_change_nothing_more(confi
         ("optimizer.lr", "key=value"),
         ("limit_trian_batches=3", "did you mean 'limit_train_batches'"),
         ("name=???", "name is not set"),
+        ("data.num_classes=3", "unknown setting 'data.num_classes'"),
+        ("trainer.max_epochs=3", "unknown setting 'trainer'"),
     ],
 )
 def test_mistakes_are_named(config, override, message):
     with pytest.raises(UserError, match=message):
         config("cifar/emp", override)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["num_patches=4", "patch_size=8", "scale=[0.2,0.5]", "ratio=[1,2]", "interpolation=bicubic"],
+)
+def test_a_setting_of_patches_is_nothing_to_a_method_without(config, setting):
+    name = setting.partition("=")[0]
+    message = f"data.{name} would do nothing: the augmentations of cifar/simclr"
+    with pytest.raises(UserError, match=message):
+        config("cifar/simclr", f"data.{setting}")
+    crops = f"augmentations=[{{crop_size: 32, {name}: '${{data.{name}}}'}}]"
+    if name in ("patch_size", "interpolation"):
+        config("cifar/simclr", f"data.{setting}", crops)
+
+
+def test_another_optimizer_takes_none_of_the_recipe_s_kwargs(config):
+    usual = config("cifar/emp").optimizer.kwargs
+    kwargs = [
+        config("cifar/emp", *items).optimizer.kwargs
+        for items in (
+            ["optimizer.name=adamw"],
+            ["optimizer.kwargs.betas=[0.8,0.9]", "optimizer.name=adamw"],
+            ["optimizer.name=sgd", "optimizer.kwargs.momentum=0.5"],
+            ["optimizer.name=lars", "optimizer.kwargs.eta=0.01"],
+        )
+    ]
+    assert kwargs == [{}, {"betas": [0.8, 0.9]}, {"momentum": 0.5}, {**usual, "eta": 0.01}]
+
+
+def test_a_caller_s_hydra_and_random_numbers_are_left_alone(config, tmp_path):
+    (tmp_path / "own.yaml").write_text("a: 1")
+
+    def numbers():
+        return random.random(), np.random.random(), torch.rand(())
+
+    def seed():
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+
+    seed()
+    expected = numbers()
+    seed()
+    with initialize_config_dir(config_dir=str(tmp_path), job_name="own", version_base="1.3"):
+        config("cifar/emp")
+        with pytest.raises(UserError):
+            config("cifar/emp", "optimzer.lr=1")
+        assert compose("own").a == 1
+        assert JobRuntime().get("name") == "own"
+        assert str(getbase()) == "1.3"
+    assert numbers() == expected
+
+
+def test_a_caller_s_figures_are_left_alone():
+    code = (
+        "import matplotlib; matplotlib.use('svg');"
+        "import emp_plugin.studies.run, emp_plugin.studies.tsne;"
+        "assert matplotlib.get_backend() == 'svg', matplotlib.get_backend()"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["cifar/emp", "imagenet100/swav", "digits/ressl"])
+def test_what_is_saved_is_read_again(config, name):
+    cfg = config(name, "limit_train_batches=3", "performance.compile=off", "precision=32")
+    saved = yaml.safe_load(yaml.safe_dump(to_dict(cfg)))
+    assert (saved["limit_train_batches"], saved["devices"], saved["precision"]) == (3, [0], "32")
+    assert saved["strategy"] == "auto"  # beside the others, as in a recipe
+    assert not {"trainer", "num_nodes", "limit_val_batches"} & set(saved)  # not given
+    assert from_dict(saved) == cfg
+    # of another version: a setting that is none any more, and one that was none yet
+    del saved["data"]["interpolation"]
+    saved["data"]["colour"] = saved["patches"] = 1
+    assert from_dict(saved) == cfg
 
 
 def test_missing_files_are_named():
@@ -221,7 +304,7 @@ def test_probe_configuration():
 
     bag = ["evaluation.views=[whole,bag]", "evaluation.bag_patches=4"]
     probe = read("pretrained_feature_extractor=x.ckpt", *bag)
-    assert (list(probe.evaluation.views), probe.evaluation.bag_patches) == (["whole", "bag"], 4)
+    assert (probe.evaluation.views, probe.evaluation.bag_patches) == (["whole", "bag"], 4)
     assert probe.evaluation.protocol == "custom"
     path = "a run/epoch=1.ckpt"
     probe = read(f"pretrained_feature_extractor={path}")

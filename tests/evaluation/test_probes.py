@@ -8,8 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from emp_plugin.config import Evaluation
-from emp_plugin.evaluation import knn_probe, labelled_part, linear_probe
+from emp_plugin.evaluation import Evaluation, knn_probe, labelled_part, linear_probe
 from emp_plugin.evaluation.probes import PROBE_SEED, standardised, top_k, train_classifier
 
 

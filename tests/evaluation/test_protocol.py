@@ -4,10 +4,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from emp_plugin.config import Evaluation
+from emp_plugin.config import Probe, check_config
 from emp_plugin.config.checks import check_evaluation
 from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
@@ -45,9 +44,8 @@ class Rows(nn.Module):
 
 def settings(**values):
     tiny = {"references": False, "linear": SGD, "mlp": {**SGD, "hidden": 8}}
-    cfg = OmegaConf.merge(OmegaConf.structured(Evaluation), tiny | values)
-    check_evaluation(cfg)
-    return cfg
+    given = {"pretrained_feature_extractor": "last.ckpt", "evaluation": tiny | values}
+    return check_config(given, Probe).evaluation
 
 
 def rows_of(network, data, evaluation, augmentations=(CROPS,), **others):
@@ -111,12 +109,11 @@ def test_protocols_are_constants(monkeypatch):
     }
     assert PROTOCOLS["quick"] == replace(PROTOCOLS["standard"], images=(10_000, 2_000))
     published = settings(protocol="published", linear={})
-    assert (list(published.views), list(published.probes)) == (["bag"], ["published"])
+    assert (published.views, published.probes) == (["bag"], ["published"])
     assert (published.bag_patches, published.bag_augmented) == (128, True)
     standard = settings(linear={})
-    assert (standard.protocol, list(standard.views)) == ("standard", ["whole", "dense"])
-    check_evaluation(standard)  # settled settings stay what they are
-    assert standard.protocol == "standard"
+    assert (standard.protocol, standard.views) == ("standard", ["whole", "dense"])
+    assert check_evaluation(standard) == standard
     assert settings(probes=["knn"], linear={}).protocol == "custom"
     assert settings(linear={"lr": 0.1}).protocol == "custom"
     with pytest.raises(UserError, match="quick is a constant.*evaluation.probes"):

@@ -223,8 +223,8 @@ def test_cifars_recipes_say_what_solo_learn_publishes(config, name):
     }[name]
     assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == published
     if name == "swav":
-        assert cfg.method_kwargs.epoch_queue_starts == 50
-        assert cfg.method_kwargs.freeze_prototypes_epochs == 2
+        assert cfg.method_kwargs["epoch_queue_starts"] == 50
+        assert cfg.method_kwargs["freeze_prototypes_epochs"] == 2
         assert fresh_method(cfg).sk_epsilon == 0.05
         assert fresh_method(config("digits/swav")).sk_epsilon == 0.02
     made = augmentations(cfg)

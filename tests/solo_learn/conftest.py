@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from emp_plugin.config import from_dict, to_dict
 from emp_plugin.solo_learn import API, METHODS, installed, pl
 
 OWN = {
@@ -47,6 +48,7 @@ def make_config(method: str, **overrides):
             "accumulate_grad_batches": 1,
             "backbone": {"name": "resnet18", "kwargs": {}, "stem_padding": None},
             "method_kwargs": method_kwargs,
+            "augmentations": [],
             "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
             "data": {
                 "dataset": "cifar10",
@@ -75,8 +77,8 @@ def make_config(method: str, **overrides):
         }
     )
     for key, value in overrides.items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
-    return cfg
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False, force_add=True)
+    return from_dict(OmegaConf.to_container(cfg))
 
 
 def make_linear(solo_linear=None, classes: int = 3, **overrides):
@@ -95,10 +97,9 @@ def make_linear(solo_linear=None, classes: int = 3, **overrides):
             "optimizer__lr": 0.1,
             "optimizer__weight_decay": 0.0,
         }
-        cfg = make_config("simclr", scheduler__warmup_epochs=0, **optimizer, **overrides)
-        cfg.data.num_classes = classes
-        cfg.optimizer.kwargs = {"momentum": 0.9}
-        return cls(backbone, cfg)
+        data = {"data__num_classes": classes}
+        cfg = make_config("simclr", scheduler__warmup_epochs=0, **data, **optimizer, **overrides)
+        return cls(backbone, OmegaConf.create(to_dict(cfg)))
     return cls(
         backbone,
         num_classes=classes,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from conftest import RandomImages, make_config, make_trainer
-from omegaconf import OmegaConf
 
+from emp_plugin.config import to_dict
 from emp_plugin.solo_learn import backbone_of, pl
 from emp_plugin.training.callbacks import CONFIG_KEY
 from emp_plugin.training.probing import fresh_method, load_method
@@ -76,9 +76,8 @@ def train(name: str, folder: Path, initial: Path | None) -> None:
         optimizer__batch_size=BATCH,
         optimizer__kwargs__nesterov=name == "emp",
         data__num_large_crops=views,
+        **VARIANTS.get(name, {}),
     )
-    for key, value in VARIANTS.get(name, {}).items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
     dtype = torch.float32 if name in FLOAT32 else torch.float64
     method = fresh_method(cfg).to(dtype)
     if initial:
@@ -96,7 +95,7 @@ def train(name: str, folder: Path, initial: Path | None) -> None:
     trainer.fit(method, torch.utils.data.DataLoader(data, BATCH, drop_last=True))
     trainer.save_checkpoint(folder / f"{name}.pt", weights_only=False)
     checkpoint = torch.load(folder / f"{name}.pt", weights_only=True)
-    torch.save(checkpoint | {CONFIG_KEY: OmegaConf.to_container(cfg)}, folder / f"{name}.pt")
+    torch.save(checkpoint | {CONFIG_KEY: to_dict(cfg)}, folder / f"{name}.pt")
     torch.save((losses.seen, features(method)), folder / f"{name}.results.pt")
 
 

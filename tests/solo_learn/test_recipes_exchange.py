@@ -59,7 +59,7 @@ def test_our_recipes_say_what_theirs_say(theirs, name, folder, ours):
     assert theirs.scheduler.warmup_epochs == ours.scheduler.warmup_epochs
     assert theirs.max_epochs == ours.max_epochs
     for key in ("name", "lr", "classifier_lr", "weight_decay"):
-        assert theirs.optimizer[key] == ours.optimizer[key]
+        assert getattr(theirs.optimizer, key) == getattr(ours.optimizer, key)
     assert theirs.optimizer.kwargs.items() <= ours.optimizer.kwargs.items()
     images = [cfg.optimizer.batch_size * len(cfg.devices) for cfg in (theirs, ours)]
     assert images[0] == images[1]

@@ -84,9 +84,8 @@ def test_the_constructors_keywords(tools):
     assert method.eta_lars == 0.02
     assert method.grad_clip_lars
     assert method.exclude_bias_n_norm
-    cfg = tools.make_config("vicreg", optimizer__name="adamw")
-    cfg.optimizer.kwargs = {}
-    method = build_method(cfg)
+    settings = {"optimizer__name": "adamw", "optimizer__kwargs": {}}
+    method = build_method(tools.make_config("vicreg", **settings))
     assert method.optimizer == "adamw"
     assert not method.lars
 

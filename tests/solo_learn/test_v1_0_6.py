@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from emp_plugin.config import to_dict
 from emp_plugin.solo_learn import API, METHODS, backbone_of, build_method, pl
 
 pytestmark = pytest.mark.skipif(
@@ -12,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_emp_is_built_as_every_method_there_is(tools):
     """As main_pretrain.py does it: add_and_assert_specific_cfg fills in defaults of ``cfg``."""
-    cfg = tools.make_config("emp")
+    cfg = OmegaConf.create(to_dict(tools.make_config("emp")))
     for key in ("knn_eval", "accumulate_grad_batches"):
         del cfg[key]
     cls = METHODS[cfg.method]
@@ -25,16 +27,15 @@ def test_emp_is_built_as_every_method_there_is(tools):
 
 
 def test_a_missing_setting_is_named(tools):
-    cfg = tools.make_config("simclr")
-    del cfg.method_kwargs.temperature
+    cfg = tools.make_config("simclr", method_kwargs={"proj_hidden_dim": 8, "proj_output_dim": 4})
     with pytest.raises(ValueError, match="method_kwargs.temperature is not set; simclr needs it"):
         build_method(cfg)
 
 
 def test_the_stem_of_1_0_6_itself_is_for_cifar_alone(tools):
     cfg = tools.make_config("simclr", data__dataset="digits")
-    cfg.performance = {}
-    assert METHODS["simclr"](cfg.copy()).backbone.conv1.kernel_size == (7, 7)
+    theirs = METHODS["simclr"](OmegaConf.create(to_dict(cfg)))
+    assert theirs.backbone.conv1.kernel_size == (7, 7)
     assert backbone_of(build_method(cfg)).conv1.kernel_size == (3, 3)
 
 

@@ -2,7 +2,6 @@
 
 import statistics
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from PIL import Image
@@ -93,8 +92,7 @@ def drawn(monkeypatch):
         "emp_plugin.studies.figures.save_figure",
         lambda figure, path: figures.update({path.name: figure}),
     )
-    yield figures
-    plt.close("all")
+    return figures
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from emp_plugin import cli
-from emp_plugin.config import Probe, read_config, recipes_root
+from emp_plugin.config import Probe, read_config, recipes_root, to_dict
 from emp_plugin.data import ImageData
 from emp_plugin.solo_learn import backbone_of
 from emp_plugin.studies.rows import read_table
@@ -48,7 +47,7 @@ def checkpoint(config, tmp_path):
         cfg = config(recipe, *overrides)
         path = tmp_path / f"{cfg.name}=1.ckpt"  # as in epoch=1.ckpt
         method = fresh_method(cfg)
-        contents = {CONFIG_KEY: OmegaConf.to_container(cfg), "global_step": 7}
+        contents = {CONFIG_KEY: to_dict(cfg), "global_step": 7}
         torch.save(contents | {"state_dict": method.state_dict()}, path)
         return path, method, cfg
 
@@ -106,7 +105,7 @@ def test_both_ways_with_the_normalisation_of_the_checkpoint(
     assert set(rows[reference].dataset) == {"cifar10", "cifar100"}
 
     # CIFAR-10's images as the network of CIFAR-100 was trained; raw pixels are probed before them
-    statistics = cfg.data.normalisation.cifar100
+    statistics = cfg.data.normalisation["cifar100"]
     mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
     images = (data["cifar10"][0].images / 255 - mean) / std
     with torch.inference_mode():

@@ -1,12 +1,14 @@
 """On which images a checkpoint is probed, and where its rows go."""
 
 import pytest
-from omegaconf import OmegaConf
 
-from emp_plugin.config import Evaluation, Probe, check_config
-from emp_plugin.config.checks import check_evaluation
+from emp_plugin.config import Probe, check_config
 from emp_plugin.errors import UserError
 from emp_plugin.training import probing
+
+
+def probe_of(**settings):
+    return check_config({"pretrained_feature_extractor": "last.ckpt", **settings}, Probe)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +46,8 @@ def test_what_is_given_takes_the_place_of_the_checkpoints_data(
     monkeypatch.setattr(probing, "load_method", lambda path: (None, cfg, {}))
     monkeypatch.setattr(probing, "load_data", lambda data: asked.append(data) or (None, None))
     with pytest.raises(UserError, match="nothing to probe"):
-        probing.probe_checkpoint(
-            check_config(
-                OmegaConf.create({"pretrained_feature_extractor": "last.ckpt", "data": given}),
-                Probe,
-            )
-        )
-    assert {key: asked[0][key] for key in expected} == expected
+        probing.probe_checkpoint(probe_of(data=given))
+    assert {key: getattr(asked[0], key) for key in expected} == expected
 
 
 def test_patches_larger_than_the_other_images_are_named_before_anything_is_probed(
@@ -59,25 +56,17 @@ def test_patches_larger_than_the_other_images_are_named_before_anything_is_probe
     cfg = config("custom/emp", "data.train_path=t", "data.patch_size=48", "data.scale=null")
     monkeypatch.setattr(probing, "load_method", lambda path: (None, cfg, {}))
     monkeypatch.setattr(probing, "load_data", lambda data: digits)
-    probe = check_config(
-        OmegaConf.create(
-            {"pretrained_feature_extractor": "last.ckpt", "data": {"dataset": "digits"}}
-        ),
-        Probe,
-    )
     with pytest.raises(
         UserError,
         match="patches of 48x48 pixels, as last.ckpt was trained on, do not fit into images of "
         "32x32: set evaluation.views",
     ):
-        probing.probe_checkpoint(probe)
+        probing.probe_checkpoint(probe_of(data={"dataset": "digits"}))
 
 
 def test_what_differs_in_an_evaluation_has_a_file_of_its_own():
     def name(**values):
-        cfg = OmegaConf.merge(OmegaConf.structured(Evaluation), values)
-        check_evaluation(cfg)
-        return probing._evaluation_name(cfg)
+        return probing._evaluation_name(probe_of(evaluation=values).evaluation)
 
     assert name() == "standard"
     assert name(protocol="quick") == "quick"
