@@ -188,6 +188,25 @@ def show(args: Namespace, items: list[str]) -> None:
     print(f"datasets: {' '.join(NUM_CLASSES)}")
 
 
+def check_data(args: Namespace, items: list[str]) -> None:
+    """Read every image below a folder, and name those that cannot be used.
+
+    emp check-data photos
+    emp check-data scans --window 0 4095
+    """
+    from emp_plugin.data.files import list_flat
+
+    if len(items) != 1:
+        raise UserError("give the folder of the images: emp check-data photos")
+    files = list_flat(Path(items[0]).expanduser(), size=32, window=args.window)
+    faults = 0
+    for faults, fault in enumerate(files.faults(), start=1):
+        print(fault)
+    if faults:
+        raise UserError(f"{faults} of {len(files)} images cannot be used as they are")
+    print(f"{len(files)} images, all readable")
+
+
 def solo(args: Namespace, items: list[str]) -> None:
     """Run a program of solo-learn's own, with EMP and with what lets it run on today's libraries.
 
@@ -226,6 +245,9 @@ TSNE = {
         "help": "path without ending of the .png and the .csv; default: outputs/tsne",
     },
 }
+WINDOW = {
+    "--window": {"nargs": 2, "type": float, "help": "values that become black and white"},
+}
 COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "pretrain": (pretrain, "RECIPE [key=value ...]", OWN_RECIPES),
     "probe": (probe, "CHECKPOINT ... [key=value ...]", OWN_RECIPES),
@@ -235,6 +257,7 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "tsne": (tsne, "CHECKPOINT ... [option ...]", TSNE),
     "export": (export, "CHECKPOINT [OUT]", {}),
     "config": (config, "RECIPE [key=value ...]", OWN_RECIPES),
+    "check-data": (check_data, "DIR [--window LOW HIGH]", WINDOW),
     "list": (show, "", {}),
     "solo": (solo, "PROGRAM [argument ...]", {"program": {"nargs": argparse.REMAINDER}}),
 }

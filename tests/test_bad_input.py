@@ -100,7 +100,7 @@ SETTINGS = [  # overrides of digits/emp, and what the message says
     ("augmentations=[]", "augmentations is empty"),
     ("max_epochs", "key=value"),
     ("a b c=1", "a b c|not"),
-    ("data.train_path=[1", "[1|not"),
+    ("data.fraction=[1", "[1|not"),
 ]
 
 
