@@ -8,7 +8,7 @@ whole training here.
 
 import functools
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -208,24 +208,6 @@ class ReSSL(CorrectedMomentum, ressl.ReSSL):
         self.queue_ptr.add_(len(k)).remainder_(self.queue_size)
 
 
-class SimCLR(Corrected, simclr.SimCLR):
-    """The number of further positives that SimCLR of 1.0.2 logs, 0 without labels, is no copy.
-
-    Copied to a GPU in every step, the host waits for it.
-    """
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.multicrop or self.supervised:
-            return super().training_step(batch, batch_idx)
-        out = super(simclr.SimCLR, self).training_step(batch, batch_idx)
-        z1, z2 = (self.projector(features) for features in out["feats"])
-        nce_loss = simclr.simclr_loss_func(z1, z2, temperature=self.temperature)
-        zero = torch.zeros((), device=nce_loss.device)
-        metrics = {"train_nce_loss": nce_loss, "train_n_positives": zero}
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)
-        return nce_loss + out["loss"]
-
-
 def covariance_loss(z1: Tensor, z2: Tensor) -> Tensor:
     """VICReg's, of z1 and z2 (b, d): a scalar.
 
@@ -306,6 +288,20 @@ OF_SUBCLASSES_TOO = {
 # what these replace as a whole, a subclass may have changed
 OF_ITSELF = {ressl.ReSSL: ReSSL, vicreg.VICReg: VICReg}
 if API == "1.0.2":
+
+    class SimCLR(Corrected, simclr.SimCLR):
+        """The number of further positives that SimCLR of 1.0.2 logs, 0 without labels, is no copy.
+
+        Copied to a GPU in every step, the host waits for it.
+        """
+
+        training_step = _with(
+            simclr.SimCLR.training_step,
+            torch=SimpleNamespace(
+                cat=torch.cat, tensor=lambda zero, device: torch.full((), zero, device=device)
+            ),
+        )
+
     OF_ITSELF[simclr.SimCLR] = SimCLR
 
 
@@ -319,6 +315,8 @@ def corrected(cls: type[BaseMethod]) -> type[BaseMethod]:
     ours = OF_ITSELF.get(cls, known[0])
     if issubclass(cls, ours):
         return cls
+    if issubclass(ours, cls):
+        return ours
     return type(cls.__name__, (ours, cls), {"__module__": __name__, "__doc__": cls.__doc__})
 
 

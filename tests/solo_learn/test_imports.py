@@ -120,8 +120,6 @@ def test_another_package_of_this_name_is_left_alone(tmp_path):
 
 @pytest.mark.skipif(API != "1.0.6", reason=f"solo-learn {VERSION} does not train by itself")
 def test_solo_learns_own_methods_train_as_they_do_without_us():
-    without, with_us = (
-        run_python(first + TEN_STEPS).stdout for first in ("", "import emp_plugin\n")
-    )
-    assert len(without.splitlines()) == 3
-    assert with_us == without
+    ours, theirs = (run_python(first + TEN_STEPS).stdout for first in ("import emp_plugin\n", ""))
+    assert len(theirs.splitlines()) == 3
+    assert ours == theirs
