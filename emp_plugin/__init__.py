@@ -11,8 +11,8 @@ solo_learn.METHODS["emp"] = EMP
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":  # on demand, as few need it
-        from emp_plugin.export import load_backbone
+    if name in ("load_backbone", "load_method"):  # on demand, as few need them
+        from emp_plugin import export
 
-        return load_backbone
+        return getattr(export, name)
     raise AttributeError(f"module 'emp_plugin' has no attribute '{name}'")
