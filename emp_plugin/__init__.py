@@ -14,7 +14,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-ON_DEMAND = {"EMP": "emp_plugin.methods", "load_backbone": "emp_plugin.export"}
+ON_DEMAND = {
+    "EMP": "emp_plugin.methods",
+    "load_backbone": "emp_plugin.export",
+    "load_method": "emp_plugin.export",
+}
 
 
 def __getattr__(name: str) -> Any:

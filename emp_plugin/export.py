@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from emp_plugin.config import augmentations, from_dict, to_dict
 from emp_plugin.data import normalise
 from emp_plugin.errors import UserError
-from emp_plugin.solo_learn import backbone_of, build_method
+from emp_plugin.solo_learn import backbone_of, build_method, pl
+from emp_plugin.training import probing
 from emp_plugin.training.folder import versions
 from emp_plugin.training.lightning import epochs_begun
-from emp_plugin.training.probing import load_method
 
 KEY = "emp_plugin"  # of the JSON in the file's metadata
 # of the machine it was trained on: no business of others
@@ -61,7 +61,7 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
     Raises:
         UserError: for a checkpoint that cannot be read, or a file that cannot be written.
     """
-    method, cfg, contents = load_method(checkpoint)
+    method, cfg, contents = probing.load_method(checkpoint)
     augmentation, config = asdict(augmentations(cfg)[0]), to_dict(cfg)
     config["resume_from_checkpoint"] = None
     for part, names in PATHS.items():
@@ -113,3 +113,16 @@ def load_backbone(path: str | Path) -> Backbone:
         network = backbone_of(build_method(from_dict(settings["config"])))
     network.load_state_dict(weights)
     return Backbone(network, settings)
+
+
+def load_method(path: str | Path) -> pl.LightningModule:
+    """Rebuild the method of a checkpoint of ours, on the CPU and in evaluation mode.
+
+    The checkpoint holds its settings. No code that it might hold is run.
+
+    Raises:
+        UserError: for a file that is missing, broken, or no checkpoint of this project.
+    """
+    with pl.utilities.seed.isolate_rng():  # the caller's random numbers are not ours to take
+        method, *_ = probing.load_method(path)
+    return method.eval()

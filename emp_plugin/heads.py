@@ -4,7 +4,8 @@ Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning in One Trai
 2304.03977. The paper's text and its published code have different heads; each is a preset.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import get_type_hints
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -39,18 +40,24 @@ class HeadSettings:
     proj_output_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, field.type) or isinstance(value, bool):
-                raise ValueError(f"{field.name} has the wrong type: {value!r}")
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} has the wrong type: {value!r}")
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got '{self.preset}'")
-        for name, size in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                setattr(self, name, size)
-            least = 0 if name == "embedding_dim" else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.embedding_dim, self.proj_hidden_dim, self.proj_output_dim = self.sizes
+        for name, size, least in zip(PRESETS[self.preset], self.sizes, (0, 1, 1)):
+            if size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """embedding_dim, proj_hidden_dim and proj_output_dim, the preset's in place of None."""
+        given = self.embedding_dim, self.proj_hidden_dim, self.proj_output_dim
+        usual = PRESETS[self.preset].values()
+        embedding, hidden, output = (b if a is None else a for a, b in zip(given, usual))
+        return embedding, hidden, output
 
 
 class EMPHead(nn.Module):
@@ -81,16 +88,16 @@ class EMPHead(nn.Module):
         proj_output_dim: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = HeadSettings(preset, embedding_dim, proj_hidden_dim, proj_output_dim)
-        width, hidden = sizes.embedding_dim or in_features, sizes.proj_hidden_dim
-        self.embedder = _dense(in_features, width) if sizes.embedding_dim else nn.Identity()
-        self.projector = nn.Sequential(
-            *_dense(width, hidden), nn.Linear(hidden, sizes.proj_output_dim)
-        )
+        settings = HeadSettings(preset, embedding_dim, proj_hidden_dim, proj_output_dim)
+        embedding, hidden, output = settings.sizes
+        width = embedding or in_features
+        self.embedder = _dense(in_features, width) if embedding else nn.Identity()
+        self.projector = nn.Sequential(*_dense(width, hidden), nn.Linear(hidden, output))
 
     def embed(self, h: Tensor) -> Tensor:
         """The embedding (m, e) that the published code probes; without such a layer h itself."""
-        return self.embedder(h)
+        embedding: Tensor = self.embedder(h)
+        return embedding
 
     def forward(self, h: Tensor) -> Tensor:
         return unit(self.projector(self.embedder(h)))

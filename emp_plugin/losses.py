@@ -72,10 +72,10 @@ def total_coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
         matrix.diagonal(dim1=-2, dim2=-1).add_(1)
         # All eigenvalues are >= 1, so Cholesky does not fail while rounding is small beside 1. The
         # _ex form spares the host the wait for a GPU's error code.
-        factor = torch.linalg.cholesky_ex(matrix).L
+        factor: Tensor = torch.linalg.cholesky_ex(matrix).L
         # 1/2 logdet is the sum of the logarithms of Cholesky's diagonal. Without the second term a
         # non-finite matrix could hide behind a partial factor.
-        return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0 * matrix.sum((-2, -1))
+        return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0 * matrix.detach().sum((-2, -1))
 
 
 def patch_invariance(z: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ def patch_invariance(z: Tensor) -> Tensor:
         centre = F.normalize(z.mean(0), dim=-1)
         # F.cosine_similarity would make copies of z for both of its arguments
         products = torch.einsum("nbd,bd->nb", z, centre)
-        return (products / torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-8)).mean()
+        norms: Tensor = torch.linalg.vector_norm(z, dim=-1)
+        return (products / norms.clamp_min(1e-8)).mean()
 
 
 def emp_ssl_loss(

@@ -12,7 +12,7 @@ import emp_plugin
 from emp_plugin import cli
 from emp_plugin.data import load_dataset, normalise
 from emp_plugin.export import Backbone, export_backbone
-from emp_plugin.solo_learn import backbone_of
+from emp_plugin.solo_learn import METHODS, backbone_of
 from emp_plugin.training.probing import load_method
 from support import SCRIPTS
 from support.runs import TINY_EMP, pretrain, the_run
@@ -110,6 +110,26 @@ def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
     assert ours.std(0).mean() > 0.01  # images differ
 
 
+@pytest.mark.parametrize("load", [emp_plugin.load_method, METHODS["emp"].load_from_checkpoint])
+def test_a_method_is_rebuilt_from_its_checkpoint_alone(checkpoint, load):
+    torch.manual_seed(123)
+    np.random.seed(123)
+    expected = torch.rand(3), np.random.rand()
+    torch.manual_seed(123)
+    np.random.seed(123)
+    method = load(checkpoint)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert np.random.rand() == expected[1]
+    assert type(method) is METHODS["emp"]
+    assert not method.training
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    # a checkpoint has the names of 1.0.6
+    made = {name.replace("encoder.", "backbone."): x for name, x in method.state_dict().items()}
+    assert saved.keys() == made.keys()
+    assert all(torch.equal(saved[name], made[name]) for name in saved)
+    assert backbone_of(method).conv1.padding == (1, 1)  # of the recipe, not solo-learn's
+
+
 def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys):
     assert cli.main(["export", str(checkpoint), str(tmp_path / "missing" / "out.safetensors")]) == 1
     assert cli.main(["export", str(tmp_path / "none.ckpt")]) == 1
@@ -121,6 +141,8 @@ def test_what_cannot_be_exported_or_loaded_is_named(checkpoint, tmp_path, capsys
     for name in ("foreign", "broken", "none"):
         with pytest.raises(emp_plugin.errors.UserError, match=name):
             emp_plugin.load_backbone(tmp_path / f"{name}.safetensors")
+        with pytest.raises(emp_plugin.errors.UserError, match=name):
+            emp_plugin.load_method(tmp_path / f"{name}.safetensors")
 
 
 def test_the_script(checkpoint, tmp_path):

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import emp_plugin
 from emp_plugin.heads import EMPHead, HeadSettings, unit
 from emp_plugin.losses import (
     MOST_IN_FLOAT32,
@@ -48,8 +49,7 @@ class EMPSettings(HeadSettings):
             )
         if not self.eps > 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
-        if self.proj_output_dim > self.eps * MOST_IN_FLOAT32:
-            least = self.proj_output_dim / MOST_IN_FLOAT32
+        if self.eps < (least := self.sizes[2] / MOST_IN_FLOAT32):
             raise ValueError(
                 f"eps must be at least {least:g}, which float32 carries, got {self.eps}"
             )
@@ -78,10 +78,19 @@ class EMP(Corrected):
         super().__init__(*args, **kwargs)
         self.settings = settings
         self.extra_args = asdict(settings)
-        sizes = settings.embedding_dim, settings.proj_hidden_dim, settings.proj_output_dim
-        head = EMPHead(self.features_dim, settings.preset, *sizes)
+        head = EMPHead(self.features_dim, settings.preset, *settings.sizes)
         # the names that checkpoints have
         self.embedder, self.projector = head.embedder, head.projector
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> "EMP":
+        """The method of a checkpoint of ours, which holds its settings: `emp_plugin.load_method`.
+
+        With arguments of the constructor as Lightning's, for checkpoints of other programs.
+        """
+        if kwargs:
+            return super().load_from_checkpoint(checkpoint_path, **kwargs)
+        return emp_plugin.load_method(checkpoint_path)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -118,7 +127,8 @@ class EMP(Corrected):
         h has no gradient.
         """
         networks = nn.ModuleList([backbone_of(self), self.embedder, self.projector])
-        return project_in_chunks(self.project, networks, patches, self.settings.patch_chunk)
+        chunk = self.settings.patch_chunk or len(patches)
+        return project_in_chunks(self.project, networks, patches, chunk)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on solo-learn's ``[indices, X, targets]``; a target of -1 means no label.
