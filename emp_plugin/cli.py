@@ -200,8 +200,9 @@ def check_data(args: Namespace, items: list[str]) -> None:
         raise UserError("give the folder of the images: emp check-data photos")
     files = list_flat(Path(items[0]).expanduser(), size=32, window=args.window)
     faults = 0
-    for faults, fault in enumerate(files.faults(), start=1):
+    for fault in files.faults():
         print(fault)
+        faults += 1
     if faults:
         raise UserError(f"{faults} of {len(files)} images cannot be used as they are")
     print(f"{len(files)} images, all readable")
