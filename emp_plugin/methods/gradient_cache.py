@@ -89,9 +89,9 @@ class _InChunks(torch.autograd.Function):
                     z = ctx.project(part)[1]
                 gradients = torch.autograd.grad(z, ctx.weights, dz, allow_unused=True)
                 for i, gradient in enumerate(gradients):
-                    if gradient is not None:  # of a weight that the loss depends on
-                        before = totals[i]
-                        totals[i] = gradient if before is None else before + gradient
+                    if gradient is not None:  # the loss depends on this weight
+                        total = torch.zeros_like(gradient) if totals[i] is None else totals[i]
+                        totals[i] = total.add_(gradient)
         _set_random_state(patches.device, now)
         return None, None, None, None, *totals
 
