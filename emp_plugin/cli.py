@@ -3,6 +3,7 @@
 import argparse
 import errno
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -340,6 +341,9 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:
         args.run(args, items)
+    except BrokenPipeError:  # of `emp list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError, KeyboardInterrupt) as error:
         if debug or (isinstance(error, OSError) and error.errno not in NO_ROOM):
             raise

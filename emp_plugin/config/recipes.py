@@ -136,6 +136,8 @@ def _annotated(
             yield f"{indent}{key}:"
             yield from _annotated(value, origins, f"{name}.", own)
         elif name not in COUNTED:
-            first, *others = yaml.safe_dump({key: value}, sort_keys=False).splitlines()
+            flow = None if isinstance(value, list) else False  # short lists on one line
+            text = yaml.safe_dump({key: value}, default_flow_style=flow, sort_keys=False)
+            first, *others = text.splitlines()
             yield f"{indent}{first}  # {own}"
             yield from (f"{indent}{line}" for line in others)
