@@ -17,16 +17,12 @@ from emp_plugin.config.compose import (
     trainer_arguments,
     uses_gpu,
 )
-from emp_plugin.config.models import Data, Optimizer, Probe, ProbeData, Run, Scheduler
+from emp_plugin.config.models import Probe, Run
 
 __all__ = [
     "TRAINER_KEYS",
-    "Data",
-    "Optimizer",
     "Probe",
-    "ProbeData",
     "Run",
-    "Scheduler",
     "augmentations",
     "backbone_kwargs",
     "check_config",
