@@ -185,7 +185,7 @@ def show(args: Namespace, items: list[str]) -> None:
     for names in by_dataset.values():
         print(f"  {' '.join(names)}")
     print(f"studies: {' '.join(study_names())}")
-    print(f"methods: {' '.join(sorted(set(METHODS) - {"base", "linear"}))}")
+    print(f"methods: {' '.join(sorted(set(METHODS) - {'base', 'linear'}))}")
     print(f"datasets: {' '.join(NUM_CLASSES)}")
 
 

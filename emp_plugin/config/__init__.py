@@ -16,17 +16,13 @@ from emp_plugin.config.compose import (
     trainer_arguments,
     uses_gpu,
 )
-from emp_plugin.config.models import Data, Optimizer, Probe, ProbeData, Run, Scheduler
+from emp_plugin.config.models import Probe, Run
 from emp_plugin.config.recipes import annotated, recipe_names, recipes_root
 
 __all__ = [
     "TRAINER_KEYS",
-    "Data",
-    "Optimizer",
     "Probe",
-    "ProbeData",
     "Run",
-    "Scheduler",
     "annotated",
     "augmentations",
     "backbone_kwargs",

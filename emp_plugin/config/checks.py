@@ -9,13 +9,11 @@ from typing import Any
 from emp_plugin.config.models import Run
 from emp_plugin.data.datasets import IMAGE_SIZE, NUM_CLASSES, RESIZABLE
 from emp_plugin.errors import UserError
-from emp_plugin.evaluation import PROTOCOLS, Evaluation, LinearProbe
-from emp_plugin.evaluation.protocol import PROBES
+from emp_plugin.evaluation.protocol import PROBES, PROTOCOLS, Evaluation, LinearProbe
 from emp_plugin.evaluation.views import VIEWS, dense_scale
 from emp_plugin.transforms import PatchAugmentation, augmentation_from_config
 
 CUSTOM = "custom"  # the protocol of an evaluation with views or probes of its own
-OF_PROTOCOL = ("views", "probes", "bag_patches", "bag_augmented")
 PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")  # images reach the network as float32
 COMPILE = ("off", "default", "reduce-overhead")  # the latter two are torch.compile's modes
 TRANSFORMERS = ("vit", "swin")  # built for one size of images
@@ -46,17 +44,6 @@ def input_size(cfg: Run) -> int | None:
     return backbone_kwargs(cfg).get("img_size") if is_transformer else None
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def _must(cfg: Run, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-    """Raises UserError, "<name> must <rule>, got <value>", unless ``holds`` of the setting."""
-    value = attrgetter(name)(cfg)
-    _require(holds(value), f"{name} must {rule}, got {value}")
-
-
 def _at_least_1(value: float) -> bool:
     return value >= 1
 
@@ -65,8 +52,76 @@ def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def _not_negative(value: float) -> bool:
-    return value >= 0
+def _finite(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+# settings, what has to hold of each, and how that is said: "<name> must <...>"
+Rules = tuple[tuple[str, Callable[[Any], Any], str], ...]
+RULES_OF_EVALUATION: Rules = (
+    (
+        "views",
+        lambda views: views and set(views) <= set(VIEWS),
+        f"be of {', '.join(VIEWS)} (evaluation.enabled=False skips the evaluation)",
+    ),
+    (
+        "probes",
+        lambda probes: probes and set(probes) <= set(PROBES),
+        f"be of {', '.join(PROBES)}",
+    ),
+    ("bag_patches", _at_least_1, "be at least 1"),
+    ("dense_scale", lambda scale: scale is None or _positive(scale), "be positive"),
+    ("label_fractions", lambda parts: parts and all(0 < p <= 1 for p in parts), "be in (0, 1]"),
+    ("linear.epochs", _at_least_1, "be at least 1"),
+    ("linear.batch_size", _at_least_1, "be at least 1"),
+    ("linear.lr", _positive, "be positive and finite"),
+    ("mlp.epochs", _at_least_1, "be at least 1"),
+    ("mlp.batch_size", _at_least_1, "be at least 1"),
+    ("mlp.lr", _positive, "be positive and finite"),
+    ("mlp.hidden", _at_least_1, "be at least 1"),
+)
+RULES: Rules = (
+    ("data.num_workers", lambda count: count >= 0, "not be negative"),
+    ("data.views", lambda views: views in ("device", "image"), "be device or image"),
+    ("data.fraction", lambda part: part == -1 or 0 < part <= 1, "be -1 (all) or in (0, 1]"),
+    ("data.holdout", lambda part: 0 <= part < 1, "be between 0 and 1"),
+    (
+        "data.window",
+        lambda window: window is None or len(window) == 2 and window[0] < window[1],
+        "be two numbers, the lower first",
+    ),
+    ("seed", lambda seed: seed >= 0, "not be negative"),
+    ("max_epochs", _at_least_1, "be at least 1"),
+    ("precision", lambda name: name in PRECISIONS, f"be one of {', '.join(PRECISIONS)}"),
+    ("accumulate_grad_batches", _at_least_1, "be at least 1"),
+    ("knn_eval.k", _at_least_1, "be at least 1"),
+    ("performance.compile", lambda mode: mode in COMPILE, f"be one of {', '.join(COMPILE)}"),
+    ("optimizer.batch_size", lambda images: images >= 2, "be at least 2 (BatchNorm needs it)"),
+    ("optimizer.lr", _positive, "be positive and finite"),
+    ("optimizer.weight_decay", _finite, "be finite and not negative"),
+    ("optimizer.classifier_lr", _finite, "be finite and not negative"),
+    ("scheduler.warmup_epochs", _finite, "be finite and not negative"),
+    ("scheduler.warmup_start_lr", _finite, "be finite and not negative"),
+    ("scheduler.min_lr", _finite, "be finite and not negative"),
+    ("scheduler.interval", lambda unit: unit == "step", "be step: a run may have one epoch"),
+    ("momentum.base_tau", lambda tau: 0 <= tau <= 1, "be in [0, 1]"),
+    ("momentum.final_tau", lambda tau: 0 <= tau <= 1, "be in [0, 1]"),
+    ("checkpoint.frequency", _at_least_1, "be at least 1"),
+    ("checkpoint.every_n_steps", _at_least_1, "be at least 1"),
+    ("checkpoint.keep_every_n_steps", lambda n: n is None or n >= 1, "be at least 1"),
+    ("checkpoint.min_seconds", lambda seconds: seconds >= 0, "not be negative"),
+)
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _obey(settings: Run | Evaluation, rules: Rules, prefix: str = "") -> None:
+    for name, holds, rule in rules:
+        value = attrgetter(name)(settings)
+        _require(holds(value), f"{prefix}{name} must {rule}, got {value}")
 
 
 def check_run(cfg: Run) -> None:
@@ -75,86 +130,31 @@ def check_run(cfg: Run) -> None:
     Raises:
         UserError: for the first one that cannot work.
     """
-    _check_data(cfg)
-    _check_training(cfg)
-    _check_optimisation(cfg)
-    _check_checkpoints(cfg)
-    _check_views(cfg)
-
-
-def _check_data(cfg: Run) -> None:
     dataset, side = cfg.data.dataset, cfg.data.image_size
     _require(
         dataset in NUM_CLASSES,
         f"unknown data.dataset '{dataset}'; choose one of {', '.join(NUM_CLASSES)}",
-    )
-    _must(cfg, "data.num_workers", _not_negative, "not be negative")
-    _must(cfg, "data.views", lambda views: views in ("device", "image"), "be device or image")
-    _must(
-        cfg,
-        "data.fraction",
-        lambda fraction: fraction == -1 or 0 < fraction <= 1,
-        "be -1 (all) or in (0, 1]",
-    )
-    _must(cfg, "data.holdout", lambda part: not part or 0 < part < 1, "be between 0 and 1")
-    _must(
-        cfg,
-        "data.window",
-        lambda window: window is None or len(window) == 2 and window[0] < window[1],
-        "be two numbers, the lower first",
     )
     _require(
         side is None or (dataset in RESIZABLE and side >= 1),
         f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; "
         f"images of {dataset} have {IMAGE_SIZE[dataset]} (data.image_size=null)",
     )
-
-
-def _check_training(cfg: Run) -> None:
-    _must(cfg, "seed", _not_negative, "not be negative")
-    _must(cfg, "max_epochs", _at_least_1, "be at least 1")
+    _obey(cfg, RULES)
     _require(
         cfg.trainer.get("max_steps", -1) == -1,
         "max_steps is not supported: "
         "set max_epochs, and limit_train_batches for a part of an epoch",
     )
-    known = f"be one of {', '.join(PRECISIONS)}"
-    _must(cfg, "precision", lambda precision: precision in PRECISIONS, known)
-    _must(cfg, "accumulate_grad_batches", _at_least_1, "be at least 1")
-    _must(cfg, "knn_eval.k", _at_least_1, "be at least 1")
-    _must(
-        cfg, "performance.compile", lambda mode: mode in COMPILE, f"be one of {', '.join(COMPILE)}"
-    )
     _require(
         cfg.performance.compile == "off" or not cfg.method_kwargs.get("patch_chunk"),
         "performance.compile does not go with method_kwargs.patch_chunk: set one of them only",
     )
+    _check_optimizer_kwargs(cfg.optimizer.kwargs)
+    _check_views(cfg)
 
 
-def _check_optimisation(cfg: Run) -> None:
-    _must(
-        cfg,
-        "optimizer.batch_size",
-        lambda images: images >= 2,
-        "be at least 2 (BatchNorm needs it)",
-    )
-    _must(cfg, "optimizer.lr", _positive, "be positive and finite")
-    for name in (
-        "optimizer.weight_decay",
-        "optimizer.classifier_lr",
-        "scheduler.warmup_epochs",
-        "scheduler.warmup_start_lr",
-        "scheduler.min_lr",
-    ):
-        _must(cfg, name, lambda value: 0 <= value < math.inf, "be finite and not negative")
-    for name in ("momentum.base_tau", "momentum.final_tau"):
-        _must(cfg, name, lambda tau: 0 <= tau <= 1, "be in [0, 1]")
-    _require(
-        cfg.scheduler.interval == "step",
-        "scheduler.interval must be 'step': "
-        "a schedule by epochs means nothing in a run of one epoch",
-    )
-    kwargs = cfg.optimizer.kwargs
+def _check_optimizer_kwargs(kwargs: dict[str, Any]) -> None:
     for name, value in kwargs.items():
         _require(
             isinstance(value, list if name == "betas" else (int, float)),
@@ -167,14 +167,6 @@ def _check_optimisation(cfg: Run) -> None:
         momentum != 0 or not kwargs.get("nesterov"),
         "optimizer.kwargs.nesterov needs a momentum, got 0",
     )
-
-
-def _check_checkpoints(cfg: Run) -> None:
-    _must(cfg, "checkpoint.frequency", _at_least_1, "be at least 1")
-    _must(cfg, "checkpoint.every_n_steps", _at_least_1, "be at least 1")
-    _must(cfg, "checkpoint.min_seconds", _not_negative, "not be negative")
-    if cfg.checkpoint.keep_every_n_steps is not None:
-        _must(cfg, "checkpoint.keep_every_n_steps", _at_least_1, "be at least 1")
 
 
 def _check_views(cfg: Run) -> None:
@@ -198,23 +190,14 @@ def _check_views(cfg: Run) -> None:
             f"but views have {view}x{view}",
         )
     if cfg.evaluation.enabled and "dense" in cfg.evaluation.views:
-        check_dense(cfg, side)
+        try:
+            cfg.evaluation.dense_scale or dense_scale(made, side)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     evaluated = cfg.evaluation.enabled and "whole" in cfg.evaluation.views
     validated = cfg.limit_val_batches != 0
     if evaluated or validated:
         check_whole_images(cfg, side)
-
-
-def check_dense(cfg: Run, side: int) -> None:
-    """Check that a dense view of images of ``side`` pixels has a scale, its own or a stated one.
-
-    Raises:
-        UserError: for augmentations of several sizes without ``evaluation.dense_scale``.
-    """
-    try:
-        cfg.evaluation.dense_scale or dense_scale(augmentations(cfg), side)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def check_whole_images(cfg: Run, side: int) -> None:
@@ -242,57 +225,26 @@ def check_evaluation(settings: Evaluation) -> Evaluation:
         settings.protocol in (*PROTOCOLS, CUSTOM),
         f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}, got '{settings.protocol}'",
     )
-    protocol = of_protocol(settings.protocol)
-    changed = [name for name in OF_PROTOCOL if getattr(settings, name) != protocol[name]]
+    usual = of_protocol(settings.protocol)
+    changed = [name for name, value in usual.items() if getattr(settings, name) != value]
     changed += ["linear"] if settings.linear != LinearProbe() else []
     _require(
         not changed or settings.protocol in ("standard", CUSTOM),
         f"evaluation.protocol={settings.protocol} is a constant: leave it out to set evaluation."
         f"{', evaluation.'.join(changed)}",
     )
+    _obey(settings, RULES_OF_EVALUATION, "evaluation.")
     bag = [name for name in changed if name.startswith("bag_")]
-    _require(
-        settings.bag_patches >= 1,
-        f"evaluation.bag_patches must be at least 1, got {settings.bag_patches}",
-    )
     _require(
         not bag or "bag" in settings.views,
         f"evaluation.{', evaluation.'.join(bag)} would do nothing: the view bag is not among "
         "evaluation.views",
     )
-    _require(
-        len(settings.views) > 0 and set(settings.views) <= set(VIEWS),
-        f"evaluation.views must be of {', '.join(VIEWS)}, got {settings.views}; "
-        "evaluation.enabled=False skips the evaluation",
-    )
-    _require(
-        len(settings.probes) > 0 and set(settings.probes) <= set(PROBES),
-        f"evaluation.probes must be of {', '.join(PROBES)}, got {settings.probes}",
-    )
-    _require(
-        settings.dense_scale is None or _positive(settings.dense_scale),
-        f"evaluation.dense_scale must be positive, got {settings.dense_scale}",
-    )
-    fractions = settings.label_fractions
-    _require(
-        len(fractions) > 0 and all(0 < fraction <= 1 for fraction in fractions),
-        f"evaluation.label_fractions are in (0, 1], got {fractions}",
-    )
-    for name, sgd in (("linear", settings.linear), ("mlp", settings.mlp)):
-        _require(
-            sgd.epochs >= 1 and sgd.lr > 0 and sgd.batch_size >= 1,
-            f"evaluation.{name}: epochs and batch_size must be at least 1, lr positive",
-        )
-    hidden = settings.mlp.hidden
-    _require(hidden >= 1, f"evaluation.mlp.hidden must be at least 1, got {hidden}")
     return replace(settings, protocol=CUSTOM) if changed else settings
 
 
 def of_protocol(name: Any) -> dict[str, Any]:
     """The settings of an evaluation that a protocol decides; of an unknown one, the standard's."""
     protocol = PROTOCOLS.get(str(name), PROTOCOLS["standard"])
-    values = {setting: getattr(protocol, setting) for setting in OF_PROTOCOL}
-    return {
-        setting: list(value) if isinstance(value, tuple) else value
-        for setting, value in values.items()
-    }
+    lists = {"views": list(protocol.views), "probes": list(protocol.probes)}
+    return lists | {"bag_patches": protocol.bag_patches, "bag_augmented": protocol.bag_augmented}

@@ -233,12 +233,10 @@ def from_dict(saved: Mapping[str, Any]) -> Run:
 
 def _known(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     """Those of the saved settings that a dataclass has."""
-    there = [item for item in fields(schema) if item.name in saved]
+    there = {item.name: item.type for item in fields(schema) if item.name in saved}
     return {
-        item.name: _known(saved[item.name], item.type)
-        if is_dataclass(item.type)
-        else saved[item.name]
-        for item in there
+        name: _known(saved[name], kind) if is_dataclass(kind) else saved[name]
+        for name, kind in there.items()
     }
 
 

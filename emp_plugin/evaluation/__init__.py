@@ -1,15 +1,7 @@
 """Features of frozen networks, the probes that score them, and the protocols of both."""
 
 from emp_plugin.evaluation.probes import Accuracy, knn_probe, labelled_part, linear_probe
-from emp_plugin.evaluation.protocol import (
-    PROTOCOLS,
-    Evaluation,
-    LinearProbe,
-    MLPProbe,
-    Network,
-    Protocol,
-    evaluate,
-)
+from emp_plugin.evaluation.protocol import PROTOCOLS, Evaluation, Network, Protocol, evaluate
 from emp_plugin.evaluation.views import Features, View, extract_features, pixel_features
 
 __all__ = [
@@ -17,8 +9,6 @@ __all__ = [
     "Accuracy",
     "Evaluation",
     "Features",
-    "LinearProbe",
-    "MLPProbe",
     "Network",
     "Protocol",
     "View",

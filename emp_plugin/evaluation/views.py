@@ -186,7 +186,7 @@ class _FeaturesOf:
         encode: Encode,
         views: Sequence[View],
         pool: nn.Module | None,
-        normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+        normalisation: tuple[Any, Any],
         seed: int,
         device: torch.device,
     ):
@@ -223,10 +223,8 @@ class _FeaturesOf:
         if images.dtype != torch.uint8:
             raise ValueError(f"a bag's patches are cut from uint8 images, got {images.dtype}")
         crops = view.patches if view.augmented else view.patches.plain()
-        settings: dict[str, Any] = {"mean": self.mean, "std": self.std}
-        patches = BatchMultiPatch.from_augmentation(
-            replace(crops, num_patches=view.num_patches, **settings)
-        )
+        settings = {"num_patches": view.num_patches, "mean": self.mean, "std": self.std}
+        patches = BatchMultiPatch.from_augmentation(replace(crops, **settings))
         b, n = len(images), view.num_patches
         height, width = images.shape[-2:]
         parameters = patches.sample(b, height, width, draws)

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
-from emp_plugin.config import Optimizer, Run, Scheduler, backbone_kwargs, to_dict
+from emp_plugin.config import Run, backbone_kwargs, to_dict
+from emp_plugin.config.models import Optimizer, Scheduler
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, METHODS, BaseMethod, BaseMomentumMethod
 from emp_plugin.solo_learn.corrections import KNN, corrected
@@ -66,24 +67,24 @@ def build_method(cfg: Run):
     return method
 
 
-def _prepared(cls: type, cfg: Run) -> Run:
+def _prepared(cls: Any, cfg: Run) -> Run:
     """The same with the learning rates that apply, and ``momentum`` in one place alone."""
     factor, accumulated = 1.0, 1  # solo-learn multiplies all learning rates by the latter
     if getattr(cls, "lr_scaled_by_batch_size", True):
         factor = cfg.optimizer.batch_size * processes(cfg) / 256
         accumulated = cfg.accumulate_grad_batches
     has_momentum = issubclass(cls, BaseMomentumMethod)
-    rates = {"lr": cfg.optimizer.lr, "classifier_lr": cfg.optimizer.classifier_lr}
+    rates = cfg.optimizer
     return replace(
         cfg,
         scheduler=replace(cfg.scheduler, name=cfg.scheduler.name.lower()),
-        optimizer=replace(cfg.optimizer, **{k: rate * factor for k, rate in rates.items()}),
+        optimizer=replace(rates, lr=rates.lr * factor, classifier_lr=rates.classifier_lr * factor),
         accumulate_grad_batches=accumulated,
         method_kwargs=without_momentum(cfg) if has_momentum else cfg.method_kwargs,
     )
 
 
-def _build_1_0_6(cls: type, settings: Run):
+def _build_1_0_6(cls: Any, settings: Run):
     cfg = OmegaConf.create(to_dict(settings))
     if cfg.data.dataset in SMALL_IMAGES:
         cfg.data.dataset = "cifar10"  # one of the names that get the stem for small images
@@ -104,14 +105,14 @@ def _build_1_0_6(cls: type, settings: Run):
         logging.disable(logging.NOTSET)
 
 
-def _read_settings(cls: type) -> list[str]:
+def _read_settings(cls: Any) -> list[str]:
     """What a class of 1.0.6 and its parents read from ``cfg.method_kwargs``, by their source."""
     parents = cls.__mro__[: cls.__mro__.index(BaseMethod)]
     source = "".join(inspect.getsource(parent) for parent in parents)
     return sorted(set(re.findall(r"method_kwargs\.(\w+)", source)))
 
 
-def _build_1_0_2(cls: type, cfg: Run):
+def _build_1_0_2(cls: Any, cfg: Run):
     arguments = {
         "encoder": cfg.backbone.name,
         "backbone_args": {**backbone_kwargs(cfg), "cifar": cfg.data.dataset in SMALL_IMAGES},
@@ -163,7 +164,7 @@ def _scheduler_arguments(scheduler: Scheduler) -> dict[str, Any]:
     }
 
 
-def _method_arguments(cls: type, cfg: Run) -> dict[str, Any]:
+def _method_arguments(cls: Any, cfg: Run) -> dict[str, Any]:
     """A method's own keywords: ``method_kwargs``, or else what 1.0.2's command line would pass."""
     given = cfg.method_kwargs
     parameters = _own_parameters(cls)
@@ -184,14 +185,14 @@ def _method_arguments(cls: type, cfg: Run) -> dict[str, Any]:
     return arguments
 
 
-def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
+def _own_parameters(cls: Any) -> dict[str, inspect.Parameter]:
     """Named constructor parameters of a class and its parents, less those of solo-learn's bases."""
     shared = {
         name
         for base in (BaseMethod, BaseMomentumMethod)
         for name in inspect.signature(base.__init__).parameters
     }
-    own = {}
+    own: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__[: cls.__mro__.index(BaseMethod)]:
         for name, parameter in inspect.signature(parent.__init__).parameters.items():
             variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from emp_plugin.config import Optimizer, Run
+from emp_plugin.config import Run
+from emp_plugin.config.models import Optimizer
 from emp_plugin.errors import UserError
 from emp_plugin.solo_learn import API, VERSION, BaseMethod
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 SGD_KWARGS = ("momentum", "nesterov", "dampening")
 # the names of 1.0.6, and those of 1.0.2's constructors
@@ -139,8 +143,8 @@ def _device_count(devices: Any, accelerator: str | None) -> int:
     return 1
 
 
-def plain(node: Mapping | None) -> dict[str, Any]:
-    if isinstance(node, DictConfig):
+def plain(node: Any) -> dict[str, Any]:
+    if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)
     return dict(node or {})
 

@@ -14,7 +14,8 @@ from sklearn.manifold import TSNE
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from emp_plugin.config import Data, augmentations, check_whole_images
+from emp_plugin.config import augmentations, check_whole_images
+from emp_plugin.config.models import Data
 from emp_plugin.data import ImageData, ImageFiles
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features

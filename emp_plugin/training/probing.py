@@ -19,15 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from emp_plugin.config import (
-    Data,
-    Probe,
-    Run,
-    augmentations,
-    check_whole_images,
-    from_dict,
-    uses_gpu,
-)
+from emp_plugin.config import Probe, Run, augmentations, check_whole_images, from_dict, uses_gpu
+from emp_plugin.config.models import Data
 from emp_plugin.data import ImageData, ImageFiles, load_dataset
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import PROTOCOLS, Evaluation, Network, evaluate

@@ -77,3 +77,16 @@ def test_each_time_a_run_is_continued_is_noted(config, tmp_path):
     (begun / "versions.json").write_text(json.dumps(older))
     assert folder.versions_of(begun) == [older]
     assert folder.identity_of(begun) == identity(cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "known"),
+    [
+        ("cifar/emp", [], "99c1182d9f2a"),
+        ("cifar/byol", ["accumulate_grad_batches=2", "devices=2"], "8d4a2ad3f5cc"),
+        ("digits/swav", ["limit_train_batches=0.5", "num_nodes=1"], "8d883640ada2"),
+    ],
+)
+def test_an_identity_stays_what_it_was(config, name, settings, known):
+    """Runs and results that are there name it. Other numbers in a recipe make it another."""
+    assert identity(config(name, "precision=32", *settings)) == known

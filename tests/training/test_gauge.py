@@ -21,9 +21,8 @@ SETTINGS = [
     "max_epochs=1",
     "evaluation.enabled=False",
     "limit_val_batches=0",
-    "data.patch_size=8",
-    "data.output_size=8",
 ]
+EMP = [*TINY_EMP, "data.patch_size=8", "data.output_size=8"]
 SMALL = [
     "method_kwargs.proj_hidden_dim=16",
     "method_kwargs.proj_output_dim=8",
@@ -90,8 +89,8 @@ class Watched(CollapseGauge):
 
 
 METHODS = {
-    "emp": (TINY_EMP, 2),
-    "chunks": ([*TINY_EMP, "method_kwargs.patch_chunk=1"], 2),
+    "emp": (EMP, 2),
+    "chunks": ([*EMP, "method_kwargs.patch_chunk=1"], 2),
     "byol": ([*SMALL, "method_kwargs.pred_hidden_dim=16"], 2),
     "ressl": ([*SMALL, "method_kwargs.queue_size=16"], None),
 }
@@ -280,6 +279,6 @@ def test_a_collapsed_run_is_marked(tmp_path, monkeypatch, capsys):
     """With thresholds that any run falls below."""
     monkeypatch.setattr(CollapseGauge, "PATIENCE", 2)
     monkeypatch.setattr(CollapseGauge, "MIN_STD", 2.0)
-    assert runs.pretrain(tmp_path, *SETTINGS, *TINY_EMP) == 0
+    assert runs.pretrain(tmp_path, *SETTINGS, *EMP) == 0
     assert capsys.readouterr().err.count("the projections have collapsed at step 2") == 1
     assert json.loads((the_run(tmp_path) / "summary.json").read_text())["collapsed"] is True
