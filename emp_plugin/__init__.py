@@ -38,7 +38,8 @@ class _SoloFinder:
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec and spec.loader:
             spec.loader = copy(spec.loader)
-            spec.loader.exec_module = partial(_run_solo, spec.loader.exec_module)
+            run = partial(_run_solo, spec.loader.exec_module)
+            spec.loader.exec_module = run  # type: ignore[method-assign]
         return spec
 
 

@@ -232,7 +232,7 @@ OWN_RECIPES = {
     "--config-path": {"metavar": "DIR", "help": "a folder of recipes of your own"},
     "--config-name": {"metavar": "NAME", "help": "a YAML file in it, such as cifar/emp"},
 }
-TSNE = {
+TSNE: dict[str, dict[str, Any]] = {
     "--features": {
         "choices": ("backbone", "embedding", "projection"),
         "default": "backbone",
@@ -247,7 +247,7 @@ TSNE = {
         "help": "path without ending of the .png and the .csv; default: outputs/tsne",
     },
 }
-WINDOW = {
+WINDOW: dict[str, dict[str, Any]] = {
     "--window": {"nargs": 2, "type": float, "help": "values that become black and white"},
 }
 COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {

@@ -69,8 +69,8 @@ class ImageData:
 
     def digest(self) -> str:
         """A hash of images and labels in their order."""
-        content = hashlib.sha256(self.targets.numpy())
-        content.update(self.images.numpy())
+        content = hashlib.sha256(self.targets.numpy().data)
+        content.update(self.images.numpy().data)
         return content.hexdigest()[:16]
 
 

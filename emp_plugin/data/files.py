@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -73,7 +73,7 @@ class ImageFiles:
     def _read(self, path: bytes) -> Tensor:
         image = read_image(os.fsdecode(path), self.size, self.window)
         if is_nearly_empty(image):
-            _warn_of_range(path, image.min().item(), image.max().item())
+            _warn_of_range(path, int(image.min()), int(image.max()))
         return image
 
     def _mark(self, number: int) -> None:
@@ -207,17 +207,17 @@ def open_image(path: str | Path, size: int | None = None, window: Window = None)
         raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
 
 
-def _rgb(image: Image.Image, window: Window) -> Image.Image:
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise ValueError(f"it holds {image.n_frames} pages: save each as a file of its own")
-    has_16_bits = any(";16" in str(tile[-1]) for tile in image.tile)
-    image = ImageOps.exif_transpose(image)
+def _rgb(file: ImageFile.ImageFile, window: Window) -> Image.Image:
+    pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
+    if pages > 1:
+        raise ValueError(f"it holds {pages} pages: save each as a file of its own")
+    has_16_bits = any(";16" in str(tile[-1]) for tile in file.tile)
+    image = ImageOps.exif_transpose(file)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_windowed(np.asarray(image, dtype=np.float64), window)).convert(
-            "RGB"
-        )
+        image = Image.fromarray(_windowed(np.asarray(image, dtype=np.float64), window))
+        return image.convert("RGB")
     image = image.convert("RGB")
-    if has_16_bits and max(high for _, high in image.getextrema()) < DARK:
+    if has_16_bits and np.asarray(image).max() < DARK:
         raise ValueError("its 16-bit colours use the lowest values alone: convert it to 8 bits")
     return image
 

@@ -79,7 +79,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         [patches] = ctx.saved_tensors
         chunks = patches.split(ctx.chunk), upstream.split(ctx.chunk), ctx.random
-        totals: list[Tensor | None] = [None] * len(ctx.weights)
+        totals: list[Any] = [None] * len(ctx.weights)
         now = _random_state(patches.device)
         with torch.enable_grad(), frozen_batch_statistics(ctx.networks):
             for part, dz, state in zip(*chunks):

@@ -31,7 +31,7 @@ BANKS = ("train_features", "train_targets", "test_features", "test_targets")
 class Corrected(Exchanged):
     """Corrections of every method; EMP inherits them."""
 
-    corrections = ("lars", "rates")
+    corrections: tuple[str, ...] = ("lars", "rates")
 
     def configure_optimizers(self) -> Any:
         """The learning rate moves with every step, and a warm-up may be any share of an epoch.
@@ -271,12 +271,12 @@ class KNN(WeightedKNNClassifier):
         weights, neighbours = nearest(x, u, self.k, self.distance_fx, self.epsilon, limit)
         if self.distance_fx == "cosine":
             weights = votes_of(weights, self.T)
-        accuracies = tuple(vote(weights, neighbours, y, v))
+        top1, top5 = vote(weights, neighbours, y, v)
         if not self._is_synced:
             # Banks of several processes together are only lent; on_validation_epoch_end empties
             # each one's own.
             self.reset()
-        return accuracies
+        return top1, top5
 
 
 OF_SUBCLASSES_TOO = {
@@ -334,7 +334,8 @@ def follow(online: nn.Module, teacher: nn.Module, tau: float) -> None:
 
     solo-learn's takes three for each weight; the bits are the same.
     """
-    theirs, weights = list(online.parameters()), list(teacher.parameters())
+    theirs: list[Tensor] = list(online.parameters())
+    weights: list[Tensor] = list(teacher.parameters())
     if weights:
         torch._foreach_mul_(weights, tau)
         torch._foreach_add_(weights, torch._foreach_mul(theirs, 1 - tau))

@@ -98,7 +98,8 @@ def _norms(weights: list[Weight]) -> tuple[Tensor, Tensor, Tensor]:
     params, gradients, groups = map(list, zip(*weights))
     p_norms = torch._foreach_norm(params)
     decayed = torch._foreach_mul(p_norms, [group["weight_decay"] for group in groups])
-    return tuple(map(torch.stack, (p_norms, torch._foreach_norm(gradients), decayed)))
+    g_norms = torch._foreach_norm(gradients)
+    return torch.stack(p_norms), torch.stack(g_norms), torch.stack(decayed)
 
 
 def _trusted(
@@ -117,10 +118,10 @@ def _trusted(
 def _sgd(weights: list[Weight], state: dict[Tensor, dict[str, Any]]) -> None:
     """SGD of gradients that hold the weight decay already, groups of the same settings at once."""
     names = "lr", "momentum", "dampening", "nesterov", "maximize"
-    for settings, members in _alike(weights, *names).items():
+    for values, members in _alike(weights, *names).items():
         params, gradients, _ = map(list, zip(*members))
         buffers = [state[p].get("momentum_buffer") for p in params]
-        settings = dict(zip(names, settings), weight_decay=0.0)
+        settings: dict[str, Any] = dict(zip(names, values), weight_decay=0.0)
         settings["maximize"] = bool(settings["maximize"])  # 1.0.6 has no such setting
         sgd(params, gradients, buffers, **settings)
         if settings["momentum"]:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -27,7 +28,7 @@ def warmup_cosine(
     return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def multi_step(step: int, peak: float, milestones: list[float]) -> float:
+def multi_step(step: int, peak: float, milestones: Sequence[float]) -> float:
     """Learning rate at ``step``: a tenth of it from each milestone on."""
     return peak * 0.1 ** sum(step >= milestone for milestone in milestones)
 

@@ -46,7 +46,7 @@ def _version(root: Path) -> str:
     """Version of the distribution that ``root`` belongs to; of a checkout, its setup.py's."""
     try:
         found = importlib.metadata.distribution("solo-learn")
-        installed = Path(found.locate_file("solo")).resolve()
+        installed = Path(str(found.locate_file("solo"))).resolve()
         editable = found.read_text("direct_url.json") or ""
         if installed == root.resolve() or str(root.resolve().parent) in editable:
             return found.version

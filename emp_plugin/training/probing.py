@@ -42,7 +42,7 @@ def load_data(data: Data) -> tuple[ImageData | ImageFiles, ImageData | ImageFile
         data.fraction,
         data.val_path,
         data.image_size,
-        data.window,
+        (data.window[0], data.window[1]) if data.window else None,
         data.no_labels,
     )
 
