@@ -34,7 +34,8 @@ class _SoloFinder:
     def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
         if name != "solo":
             return None
-        others = (finder for finder in sys.meta_path if finder is not _SoloFinder)
+        # not by identity: this module may have been imported twice
+        others = (f for f in sys.meta_path if getattr(f, "__name__", "") != _SoloFinder.__name__)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec and spec.loader:
             spec.loader = copy(spec.loader)

@@ -99,11 +99,6 @@ def paper_name(recipe: Run, folder: Path) -> str:
         return ""
     if shipped not in recipe_names(folder.parent):
         return ""
-    same = [
-        f"data.dataset={data.dataset}",
-        f"data.num_patches={data.num_patches}",
-        f"max_epochs={recipe.max_epochs}",
-    ]
     published = read_config(str(folder.parent), shipped, same)
     return name if _settings(recipe) == _settings(published) else ""
 
