@@ -87,11 +87,13 @@ class _InChunks(torch.autograd.Function):
                 # not for the gradients, whose types are those of the pass
                 with torch.autocast(**ctx.autocast):
                     z = ctx.project(part)[1]
-                gradients = torch.autograd.grad(z, ctx.weights, dz, allow_unused=True)
-                for i, gradient in enumerate(gradients):
+                # no name for all gradients: they would stay until the next chunk's
+                for i, gradient in enumerate(
+                    torch.autograd.grad(z, ctx.weights, dz, allow_unused=True)
+                ):
                     if gradient is not None:  # the loss depends on this weight
-                        total = torch.zeros_like(gradient) if totals[i] is None else totals[i]
-                        totals[i] = total.add_(gradient)
+                        total = totals[i]
+                        totals[i] = gradient.clone() if total is None else total.add_(gradient)
         _set_random_state(patches.device, now)
         return None, None, None, None, *totals
 
