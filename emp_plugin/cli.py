@@ -187,7 +187,7 @@ def show(args: Namespace, items: list[str]) -> None:
     for names in by_dataset.values():
         print(f"  {' '.join(names)}")
     print(f"studies: {' '.join(study_names())}")
-    print(f"methods: {' '.join(sorted(METHODS))}")
+    print(f"methods: {' '.join(sorted(METHODS.keys() - {'base', 'linear'}))}")
     print(f"datasets: {' '.join(NUM_CLASSES)}")
 
 
@@ -210,11 +210,12 @@ def solo(args: Namespace, items: list[str]) -> None:
     runpy.run_path(program, run_name="__main__")
 
 
-OWN_RECIPES = {
+Options = dict[str, dict[str, Any]]  # and what argparse is told of each
+OWN_RECIPES: Options = {
     "--config-path": {"metavar": "DIR", "help": "a folder of recipes of your own"},
     "--config-name": {"metavar": "NAME", "help": "a YAML file in it, such as cifar/emp"},
 }
-TSNE = {
+TSNE: Options = {
     "--features": {
         "choices": ("backbone", "embedding", "projection"),
         "default": "backbone",
@@ -229,7 +230,7 @@ TSNE = {
         "help": "path without ending of the .png and the .csv; default: outputs/tsne",
     },
 }
-COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+COMMANDS: dict[str, tuple[Any, str, Options]] = {
     "pretrain": (pretrain, "RECIPE [key=value ...]", OWN_RECIPES),
     "probe": (probe, "CHECKPOINT ... [key=value ...]", OWN_RECIPES),
     "compare": (compare, "STUDY [key=value ...]", OWN_RECIPES),

@@ -90,7 +90,7 @@ def _origins(folder: Path, name: str | None, overrides: list[str]) -> dict[str, 
     with initialize_config_dir(config_dir=str(folder), version_base="1.2"):
         loader = GlobalHydra.instance().config_loader()
         files = loader.compute_defaults_list(name, [*own, *choices], RunMode.RUN).defaults
-    origins = {}
+    origins: dict[str, str] = {}
     for file in files:
         paths = (root / f"{file.config_path}.yaml" for root in (folder, recipes_root()))
         path = next((path for path in paths if path.is_file()), None)
