@@ -185,7 +185,7 @@ def show(args: Namespace, items: list[str]) -> None:
     for names in by_dataset.values():
         print(f"  {' '.join(names)}")
     print(f"studies: {' '.join(study_names())}")
-    print(f"methods: {' '.join(sorted(set(METHODS) - {'base', 'linear'}))}")
+    print(f"methods: {' '.join(sorted(METHODS.keys() - {'base', 'linear'}))}")
     print(f"datasets: {' '.join(NUM_CLASSES)}")
 
 
@@ -228,11 +228,12 @@ def solo(args: Namespace, items: list[str]) -> None:
     runpy.run_path(program, run_name="__main__")
 
 
-OWN_RECIPES = {
+Options = dict[str, dict[str, Any]]  # and what argparse is told of each
+OWN_RECIPES: Options = {
     "--config-path": {"metavar": "DIR", "help": "a folder of recipes of your own"},
     "--config-name": {"metavar": "NAME", "help": "a YAML file in it, such as cifar/emp"},
 }
-TSNE: dict[str, dict[str, Any]] = {
+TSNE: Options = {
     "--features": {
         "choices": ("backbone", "embedding", "projection"),
         "default": "backbone",
@@ -247,10 +248,10 @@ TSNE: dict[str, dict[str, Any]] = {
         "help": "path without ending of the .png and the .csv; default: outputs/tsne",
     },
 }
-WINDOW: dict[str, dict[str, Any]] = {
+WINDOW: Options = {
     "--window": {"nargs": 2, "type": float, "help": "values that become black and white"},
 }
-COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+COMMANDS: dict[str, tuple[Any, str, Options]] = {
     "pretrain": (pretrain, "RECIPE [key=value ...]", OWN_RECIPES),
     "probe": (probe, "CHECKPOINT ... [key=value ...]", OWN_RECIPES),
     "compare": (compare, "STUDY [key=value ...]", OWN_RECIPES),
