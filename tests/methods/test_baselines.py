@@ -238,7 +238,7 @@ def test_cifars_recipes_say_what_solo_learn_publishes(config, name):
     assert first.solarize_prob == (0.1 if name == "vicreg" else 0)
     assert second.jitter_prob == (0 if name == "ressl" else 0.8)
     of_cifar100 = config(f"cifar/{name}", "data.dataset=cifar100").augmentations[-1]
-    assert of_cifar100.std == [0.2673, 0.2564, 0.2762]
+    assert of_cifar100["std"] == [0.2673, 0.2564, 0.2762]
 
 
 @pytest.mark.parametrize(
