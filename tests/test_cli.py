@@ -7,10 +7,9 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from emp_plugin import cli
-from emp_plugin.config import read_config, recipe_names, recipes_root
+from emp_plugin.config import read_config, recipe_names, recipes_root, to_dict
 from support import ROOT, SCRIPTS
 
 
@@ -72,7 +71,7 @@ def test_list_names_what_there_is(capsys):
 
 def settings(name, *overrides):
     """Of a shipped recipe, without what is counted of the data."""
-    made = OmegaConf.to_container(read_config(recipes_root(), name, [*overrides]))
+    made = to_dict(read_config(recipes_root(), name, [*overrides]))
     data = made["data"].items()
     made["data"] = {key: value for key, value in data if not key.startswith("num_c")}
     del made["data"]["num_large_crops"], made["data"]["num_small_crops"]

@@ -10,6 +10,7 @@ import inspect
 import math
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,9 +189,7 @@ def test_a_method_of_ones_own_keeps_what_it_overrides(tools, monkeypatch):
 
     seen = []
     monkeypatch.setitem(METHODS, "mine", Mine)
-    cfg = tools.make_config("ressl")
-    cfg.method = "mine"
-    method = build_method(cfg)
+    method = build_method(replace(tools.make_config("ressl"), method="mine"))
     before = method.momentum_projector[0].weight.clone()
     watch = watched(tools, method, length=8)
     assert seen == ["keys", 1, "keys", 2]
