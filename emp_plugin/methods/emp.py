@@ -9,7 +9,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import emp_plugin
 from emp_plugin.heads import EMPHead, HeadSettings, unit
 from emp_plugin.losses import (
     MOST_IN_FLOAT32,
@@ -90,7 +89,9 @@ class EMP(Corrected):
         """
         if kwargs:
             return super().load_from_checkpoint(checkpoint_path, **kwargs)
-        return emp_plugin.load_method(checkpoint_path)
+        from emp_plugin import load_method
+
+        return load_method(checkpoint_path)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
