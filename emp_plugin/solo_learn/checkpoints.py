@@ -41,24 +41,14 @@ class Exchanged(BaseMethod):
             continued = self.trainer.state.fn == "fit"
         except RuntimeError:  # load_from_checkpoint: there is no trainer
             continued = False
-        if not continued:
-            return
-        writer = checkpoint.get(WRITTEN_BY, API)
-        writer = FORMER_NAMES.get(writer, writer)
-        if writer != API:
+        writer, ours = checkpoint.get(WRITTEN_BY, API), sorted(self.corrections)
+        writer, theirs = FORMER_NAMES.get(writer, writer), checkpoint.get(CORRECTIONS, ours)
+        if continued and (writer, theirs) != (API, ours):
+            there, here = (", ".join(names) or "none" for names in (theirs, ours))
             raise UserError(
-                f"this checkpoint was written under solo-learn {writer}, and this is {API}: "
-                "it can be evaluated here, but its training only continues there. "
-                "Start another run with auto_resume.enabled=False"
-            )
-        ours = sorted(self.corrections)
-        theirs = checkpoint.get(CORRECTIONS, ours)
-        if theirs != ours:
-            raise UserError(
-                f"this checkpoint was trained with the corrections {', '.join(theirs) or 'none'}, "
-                f"and this run has {', '.join(ours) or 'none'}: it can be evaluated here, but its "
-                "training only continues under the version of emp_plugin that began it. "
-                "Start another run with auto_resume.enabled=False"
+                f"this checkpoint was written under solo-learn {writer} (corrections: {there}), "
+                f"and this is {API} (corrections: {here}): it can be evaluated here, but its "
+                "training only continues there. Start another run with auto_resume.enabled=False"
             )
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any):

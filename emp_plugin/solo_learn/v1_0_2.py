@@ -19,14 +19,6 @@ from emp_plugin.solo_learn import repairs
 from emp_plugin.solo_learn.schedules import warmup_cosine
 
 PL_BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
-LOGGED = (
-    "val_loss",
-    "val_acc1",
-    "val_acc5",
-    "momentum_val_loss",
-    "momentum_val_acc1",
-    "momentum_val_acc5",
-)
 
 
 class LinearWarmupCosineAnnealingLR(LambdaLR):
@@ -142,8 +134,8 @@ def log_validation_by_hook(solo: SimpleNamespace) -> None:
         outputs = self.validation_step_outputs
         log = {
             key: solo.metrics.weighted_mean(outputs, key, "batch_size")
-            for key in LOGGED
-            if outputs and key in outputs[0]
+            for key in (outputs[0] if outputs else ())
+            if key != "batch_size"
         }
         asks_knn = getattr(self, "knn_eval", False) and not self.trainer.sanity_checking
         # without training features (trainer.validate) there are no neighbours

@@ -5,7 +5,7 @@ import torch
 from solo.utils import lars as solos
 from torch import nn
 
-from emp_plugin.solo_learn import API, lars, pl
+from emp_plugin.solo_learn import API, build_method, lars, pl
 
 ETA, LR, DECAY, MOMENTUM = 0.02, 0.5, 0.01, 0.9
 only_1_0_2 = pytest.mark.skipif(API != "1.0.2", reason="about 1.0.2's LARSWrapper")
@@ -145,6 +145,12 @@ def test_steps_have_the_same_bits_without_waiting_for_a_gpu(clip, exclude):
     assert len(ended[0]) == 27
     assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*ended))
     assert ["aten::_local_scalar_dense" in names for names in events] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["emp", "simclr"])
+def test_our_methods_step_by_it(tools, name):
+    method = build_method(tools.make_config(name, scheduler__name="none"))
+    assert type(method.configure_optimizers()) is lars.LARSAtOnce
 
 
 def test_step_returns_the_closures_loss_and_restores_weight_decay():

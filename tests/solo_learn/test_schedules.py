@@ -111,8 +111,9 @@ def rates_of_a_run(tools, monkeypatch, corrected=True, name="simclr", **override
     return seen
 
 
-def test_rates_of_a_run_of_one_epoch(tools, monkeypatch):
-    seen = rates_of_a_run(tools, monkeypatch, scheduler__warmup_start_lr=0.01)
+@pytest.mark.parametrize("name", ["simclr", "emp"])
+def test_rates_of_a_run_of_one_epoch(tools, monkeypatch, name):
+    seen = rates_of_a_run(tools, monkeypatch, name=name, scheduler__warmup_start_lr=0.01)
     assert [group[0] for group in seen] == pytest.approx(
         [warmup_cosine(step, 0.4, 2, 4, 0.01) for step in range(4)]
     )
