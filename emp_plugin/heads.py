@@ -13,6 +13,8 @@ from torch import Tensor
 
 from emp_plugin.losses import at_least_float32
 
+__all__ = ["PRESETS", "EMPHead"]
+
 PRESETS = {  # the two columns of the paper: its published code and its text
     "code": {"embedding_dim": 4096, "proj_hidden_dim": 4096, "proj_output_dim": 1024},
     "paper": {"embedding_dim": 0, "proj_hidden_dim": 4096, "proj_output_dim": 512},
