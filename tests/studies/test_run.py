@@ -137,7 +137,7 @@ def test_a_run_from_before_a_setting_of_the_evaluation_is_not_evaluated_again(
     tmp_path, trained, no_report
 ):
     rows = compare(tmp_path, "methods=[emp]")
-    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    (folder,) = (tmp_path / "runs" / "emp").glob("*/")
     cfg = saved_settings(folder)
     for key in ("mlp", "label_fractions"):
         del cfg["evaluation"][key]
@@ -179,7 +179,7 @@ def test_a_run_of_another_name_is_evaluated_again_from_its_checkpoint(
     assert len(steps) == 4
     assert after.probe.tolist() == ["knn10"]
     assert after.run.tolist() == before.run.tolist()
-    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    (folder,) = (tmp_path / "runs" / "emp").glob("*/")
     assert saved_settings(folder)["name"] == "other"
 
 
@@ -225,11 +225,11 @@ def test_a_run_cut_off_is_continued(tmp_path, trained, no_report, monkeypatch):
         patch.setattr(StopOnBrokenLoss, "on_train_batch_start", cut)
         with pytest.raises(Cut):
             compare(tmp_path, *emp, "checkpoint.min_seconds=0")
-    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    (folder,) = (tmp_path / "runs" / "emp").glob("*/")
     assert (folder / LAST).exists()
     # evaluated otherwise than it began
     rows = compare(tmp_path, *emp, "evaluation.linear.epochs=2")
-    assert list((tmp_path / "runs" / "emp").iterdir()) == [folder]
+    assert list((tmp_path / "runs" / "emp").glob("*/")) == [folder]
     assert rows[rows.method == "emp"].steps.iloc[0] == 4
     assert rows.error.isna().all()
     assert saved_settings(folder)["evaluation"]["linear"]["epochs"] == 2
@@ -315,7 +315,7 @@ def test_points_in_the_course_of_a_run(tmp_path, trained):
     assert (rows.evaluation_seconds > 0).all()
     assert rows.images.tolist() == [16, 32, 48, 64]
     assert rows.flops.tolist() == [rows.flops[1] * n for n in (1, 2, 3, 4)]
-    (folder,) = (tmp_path / "runs" / "emp").iterdir()
+    (folder,) = (tmp_path / "runs" / "emp").glob("*/")
     for step in (1, 2, 3):
         assert torch.load(folder / f"step={step}.ckpt", weights_only=True)["global_step"] == step
     assert "schedule course" not in (tmp_path / "table.md").read_text()

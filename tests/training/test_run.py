@@ -272,7 +272,7 @@ def test_a_finished_run_is_not_continued(tmp_path):
     settings = ["max_epochs=1", "auto_resume.enabled=True", "evaluation.enabled=False"]
     for _ in range(2):
         assert pretrain(tmp_path, *settings) == 0
-    assert len(list((tmp_path / "emp").iterdir())) == 2
+    assert len(list((tmp_path / "emp").glob("*/"))) == 2
 
 
 def test_a_baseline_takes_the_same_road(tmp_path):
