@@ -48,7 +48,7 @@ def checkpoint(config, tmp_path):
         path = tmp_path / f"{cfg.name}=1.ckpt"  # as in epoch=1.ckpt
         method = fresh_method(cfg)
         progress = {"epoch_loop.batch_progress": {"total": {"processed": 7}}}
-        contents = {CONFIG_KEY: to_dict(cfg), "loops": {"fit_loop": progress}}
+        contents = {CONFIG_KEY: to_dict(cfg), "global_step": 7, "loops": {"fit_loop": progress}}
         torch.save(contents | {"state_dict": method.state_dict()}, path)
         return path, method, cfg
 
