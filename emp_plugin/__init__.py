@@ -21,6 +21,9 @@ ON_DEMAND = {
 }
 
 
+__all__ = [*ON_DEMAND]
+
+
 def __getattr__(name: str) -> Any:
     if name in ON_DEMAND:
         return getattr(importlib.import_module(ON_DEMAND[name]), name)

@@ -195,17 +195,18 @@ def check_data(args: Namespace, items: list[str]) -> None:
     emp check-data photos
     emp check-data scans --window 0 4095
     """
+    from emp_plugin.data.datasets import IMAGE_SIZE
     from emp_plugin.data.files import list_flat
 
     if len(items) != 1:
         raise UserError("give the folder of the images: emp check-data photos")
-    files = list_flat(Path(items[0]).expanduser(), size=32, window=args.window)
+    files = list_flat(Path(items[0]).expanduser(), IMAGE_SIZE["custom"], args.window)
     faults = 0
     for fault in files.faults():
         print(fault)
         faults += 1
     if faults:
-        raise UserError(f"{faults} of {len(files)} images cannot be used as they are")
+        raise UserError(f"{faults} of {len(files)} images cannot be used or are nearly empty")
     print(f"{len(files)} images, all readable")
 
 
@@ -336,8 +337,8 @@ def main(argv: list[str] | None = None) -> int:
     That is a :class:`UserError`, a full disk, Ctrl-C or SIGTERM. ``--debug`` shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    args, items = _parse([item for item in argv if item != "--debug"])
+    debug = "--debug" in argv and argv[0] != "solo"  # whose program may have one of its own
+    args, items = _parse([item for item in argv if not debug or item != "--debug"])
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:

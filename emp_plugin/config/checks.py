@@ -140,6 +140,14 @@ def check_run(cfg: Run) -> None:
         f"data.image_size is a number of pixels, for {', '.join(RESIZABLE)}; "
         f"images of {dataset} have {IMAGE_SIZE[dataset]} (data.image_size=null)",
     )
+    _require(
+        dataset == "custom" or not cfg.data.no_labels,
+        f"data.no_labels would do nothing: it is for data.dataset=custom, not {dataset}",
+    )
+    _require(
+        dataset != "digits" or cfg.data.window is None,
+        "data.window would do nothing: digits are not read from files",
+    )
     _obey(cfg, RULES)
     _require(
         cfg.trainer.get("max_steps", -1) == -1,
@@ -239,6 +247,10 @@ def check_evaluation(settings: Evaluation) -> Evaluation:
         not bag or "bag" in settings.views,
         f"evaluation.{', evaluation.'.join(bag)} would do nothing: the view bag is not among "
         "evaluation.views",
+    )
+    _require(
+        settings.dense_scale is None or "dense" in settings.views,
+        "evaluation.dense_scale would do nothing: the view dense is not among evaluation.views",
     )
     return replace(settings, protocol=CUSTOM) if changed else settings
 

@@ -134,11 +134,11 @@ def _hydra_override(item: str, groups: set[str]) -> str:
 
 
 def _is_taken_literally(key: str, value: str) -> bool:
-    if value[:1] in ("'", '"') or "\\" in value:  # its author knows the grammar
+    if value[:1] in ("'", '"') or "\\=" in value:  # its author knows the grammar
         return True
     if key.rpartition(".")[2] in PATHS:  # a folder may be called [a], or true
         return value in ("", "null")
-    if value[:1] in ("[", "{"):
+    if value[:1] in ("[", "{") or "\\" in value:
         return True
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")

@@ -131,9 +131,9 @@ def load_dataset(
         if name in CIFAR:
             train, test = _cifar(name, root, window)
         elif name == "tiny-imagenet":
-            train, test = _tiny_imagenet(root, size)
+            train, test = _tiny_imagenet(root, size, window)
         elif name == "imagenet100":
-            train, test = _imagenet100(root, size)
+            train, test = _imagenet100(root, size, window)
         else:
             val_root = Path(val_path).expanduser() if val_path else None
             train, test = _custom(root, val_root, size, holdout, window, no_labels)
@@ -178,7 +178,7 @@ def _stratified_split(data: Images, fraction: float, setting: str) -> tuple[Imag
             random_state=SPLIT_SEED,
         )
     except ValueError as error:
-        number = data.targets.bincount(minlength=len(data.classes))
+        number = data.targets.clamp_min(0).bincount(minlength=len(data.classes))
         single = [data.classes[label] for label in (number == 1).nonzero()[:, 0].tolist()]
         reason = (
             f"{len(single)} of the {len(data.classes)} classes have a single image, such as "
@@ -207,14 +207,14 @@ def _digits(size: int) -> tuple[Images, Images]:
     return _stratified_split(ImageData(images, targets, classes), 0.2, "test")
 
 
-def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+def _tiny_imagenet(root: Path, size: int, window: Window) -> tuple[ImageFiles, ImageFiles]:
     if not (root / "train").is_dir():
         raise UserError(
             f"no train/ in {root.resolve()}: download and unpack tiny-imagenet-200.zip "
             "(http://cs231n.stanford.edu/tiny-imagenet-200.zip) and set data.train_path to its "
             f"folder tiny-imagenet-200. {NEEDS_NO_DOWNLOAD}"
         )
-    train, test = list_tiny_imagenet(root, size)
+    train, test = list_tiny_imagenet(root, size, window)
     if len(train.classes) != NUM_CLASSES["tiny-imagenet"]:
         raise UserError(
             f"{root / 'train'}: {len(train.classes)} class folders, but tiny-imagenet has "
@@ -223,9 +223,9 @@ def _tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     return train, test
 
 
-def _imagenet100(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+def _imagenet100(root: Path, size: int, window: Window) -> tuple[ImageFiles, ImageFiles]:
     classes = Path(__file__).with_name("imagenet100.txt").read_text().split()
-    train, test = (list_folder(root / split, size, classes=classes) for split in ("train", "val"))
+    train, test = (list_folder(root / split, size, window, classes) for split in ("train", "val"))
     return train, test
 
 

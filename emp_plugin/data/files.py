@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +137,8 @@ class ImageFiles:
         root = os.path.commonpath(names) if len(names) > 1 else ""
         listed = hashlib.sha256(self.targets.numpy().tobytes())
         for name in names:
-            listed.update(f"{os.path.relpath(name, root)}\0{os.path.getsize(name)}\0".encode())
+            line = f"{os.path.relpath(name, root)}\0{os.path.getsize(name)}\0"
+            listed.update(os.fsencode(line))  # names need not be UTF-8
         return listed.hexdigest()[:16]
 
 
@@ -199,6 +200,8 @@ def open_image(path: str | Path, size: int | None = None, window: Window = None)
             if size:
                 file.draft("RGB", (size, size))
             return _rgb(file, window)
+    except UserError as error:  # a good file that needs a decision
+        raise UserError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path}: {error}. Save it smaller; training shrinks it to data.image_size anyway"
@@ -210,7 +213,7 @@ def open_image(path: str | Path, size: int | None = None, window: Window = None)
 def _rgb(file: ImageFile.ImageFile, window: Window) -> Image.Image:
     pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
     if pages > 1:
-        raise ValueError(f"it holds {pages} pages: save each as a file of its own")
+        raise UserError(f"it holds {pages} pages: save each as a file of its own")
     has_16_bits = any(";16" in str(tile[-1]) for tile in file.tile)
     image = ImageOps.exif_transpose(file)
     if image.mode.startswith(("I", "F")):
@@ -218,7 +221,7 @@ def _rgb(file: ImageFile.ImageFile, window: Window) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGB")
     if has_16_bits and np.asarray(image).max() < DARK:
-        raise ValueError("its 16-bit colours use the lowest values alone: convert it to 8 bits")
+        raise UserError("its 16-bit colours use the lowest values alone: convert it to 8 bits")
     return image
 
 
@@ -226,7 +229,7 @@ def _windowed(values: np.ndarray, window: Window) -> np.ndarray:
     """Grey values as uint8; the window's ends are 0 and 255. What is no number becomes black."""
     if window is None:
         low, high = np.nanmin(values), np.nanmax(values)
-        raise ValueError(
+        raise UserError(
             f"its grey values, {low:g} to {high:g}, are no 8-bit ones: set data.window=[low,high], "
             f"the values that become black and white in all images, such as [{low:g},{high:g}]"
         )
@@ -280,22 +283,34 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _is_output(folder: Path) -> bool:
-    """Whether it holds what runs leave and nothing else."""
-    if (folder / OUTPUT).exists():
-        return True
-    return any(folder.glob(f"*/{OUTPUT}")) and not image_paths(folder)
+    """Whether it holds what runs leave, and no images beside."""
+    with os.scandir(folder) as entries:
+        if any(_is_image(entry.name) for entry in entries if entry.is_file()):
+            return _left_by_runs(os.listdir(folder))  # asked first: most folders are of images
+    left = any(_left_by_runs(names) for _, _, names in os.walk(folder))
+    return left and not image_paths(folder)
+
+
+def _left_by_runs(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is a run's, a study's, or marked as ours."""
+    is_run = "config.yaml" in names and "versions.json" in names
+    return OUTPUT in names or is_run or "comparison.yaml" in names
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make a folder for what runs leave, marked so that it is never listed as data."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder, *new):
-        (path / OUTPUT).touch()
+    """Make a folder for what runs leave, with a mark so that it is never listed as data.
+
+    One that is there already may hold a user's images, and stays unmarked.
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / OUTPUT).touch()
 
 
 def seen_instead(folder: Path) -> str:
     """For a message: the endings of the files in a folder without images, and what is read."""
+    if folder.is_dir() and _left_by_runs(os.listdir(folder)):
+        return ": it is a folder of outputs, which are never data"
     endings = Counter(path.suffix or "no ending" for path in folder.rglob("*") if path.is_file())
     if not endings:
         return ""
@@ -321,23 +336,27 @@ def image_paths(folder: Path, below: bool = True) -> list[bytes]:
     Linked folders are followed, each folder once. Hidden files, such as macOS's ``._a.jpg``,
     hidden folders and those of outputs are left out.
     """
-    known, paths, seen = Image.registered_extensions(), [], set()
+    paths, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         # a link to a folder above itself, or outputs beside the images
-        if (real := os.path.realpath(parent)) in seen or OUTPUT in names:
+        if (real := os.path.realpath(parent)) in seen or _left_by_runs(names):
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if below and not name.startswith(".")]
-        paths += [
-            os.fsencode(os.path.join(parent, name))
-            for name in names
-            if os.path.splitext(name)[1].lower() in known and not name.startswith(".")
-        ]
+        paths += [os.fsencode(os.path.join(parent, name)) for name in names if _is_image(name)]
     return sorted(paths)
 
 
-def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
+def _is_image(name: str) -> bool:
+    """Whether Pillow knows a file by its ending; hidden ones are none."""
+    known = Image.registered_extensions()
+    return os.path.splitext(name)[1].lower() in known and not name.startswith(".")
+
+
+def list_tiny_imagenet(
+    root: Path, size: int, window: Window = None
+) -> tuple[ImageFiles, ImageFiles]:
     """Tiny ImageNet as it is distributed.
 
     Training images are ``train/<wnid>/images/*``. Those of ``val/images`` have their labels in
@@ -346,11 +365,11 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
     Raises:
         UserError: if one of these is missing or does not fit the others.
     """
-    train = list_folder(root / "train", size)
+    train = list_folder(root / "train", size, window)
     annotations = root / "val" / "val_annotations.txt"
     sorted_into = [name for name in train.classes if (root / "val" / name).is_dir()]
     if sorted_into:
-        return train, list_folder(root / "val", size, classes=train.classes)
+        return train, list_folder(root / "val", size, window, train.classes)
     if not annotations.is_file():
         raise UserError(f"{annotations} is missing; the archive tiny-imagenet-200.zip holds it")
     label = {name: i for i, name in enumerate(train.classes)}
@@ -362,7 +381,9 @@ def list_tiny_imagenet(root: Path, size: int) -> tuple[ImageFiles, ImageFiles]:
             f"got {strange[0] if strange else 'none'}"
         )
     paths = [os.fsencode(root / "val" / "images" / name) for name, _ in rows]
-    return train, _image_files(paths, [label[name] for _, name in rows], train.classes, size)
+    return train, _image_files(
+        paths, [label[name] for _, name in rows], train.classes, size, window
+    )
 
 
 def _image_files(

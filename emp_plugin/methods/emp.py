@@ -82,16 +82,21 @@ class EMP(Corrected):
         self.embedder, self.projector = head.embedder, head.projector
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> "EMP":
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
+    ) -> "EMP":
         """The method of a checkpoint of ours, which holds its settings: `emp_plugin.load_method`.
 
         With arguments of the constructor as Lightning's, for checkpoints of other programs.
         """
-        if kwargs:
-            return super().load_from_checkpoint(checkpoint_path, **kwargs)
+        kwargs.pop("strict", None)  # ours are complete
+        if kwargs or hparams_file:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, **kwargs
+            )
         from emp_plugin import load_method
 
-        return load_method(checkpoint_path)
+        return load_method(checkpoint_path).to(map_location or "cpu")
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

@@ -5,28 +5,34 @@ import importlib.util
 import re
 from pathlib import Path
 
+from emp_plugin.errors import UserError
+
 INSTALL = (
     "install the tested version with `pip install --no-deps solo-learn==1.0.2` "
     "(or 1.0.6 with `pip install --no-deps git+https://github.com/vturrisi/solo-learn`)"
 )
 
 
+class SoloMissing(UserError, ImportError):
+    """There is no solo-learn, or none that we know."""
+
+
 def find_api() -> tuple[str, str]:
     """API ("1.0.2" or "1.0.6") and version of the solo-learn that ``import solo`` would find.
 
     Raises:
-        ImportError: there is no solo-learn, or an unknown one; the message says how to install it.
+        SoloMissing: there is no solo-learn, or an unknown one; the message says how to install it.
     """
     spec = importlib.util.find_spec("solo")
     if spec is None:
-        raise ImportError(
+        raise SoloMissing(
             f"emp_plugin is a plugin of solo-learn, which is not installed; {INSTALL}"
         )
     root = Path(next(iter(spec.submodule_search_locations or ["."])))
     version = _version(root)
     api = api_of(root, version)
     if api is None:
-        raise ImportError(f"emp_plugin does not know solo-learn {version} in {root}; {INSTALL}")
+        raise SoloMissing(f"emp_plugin does not know solo-learn {version} in {root}; {INSTALL}")
     return api, version
 
 

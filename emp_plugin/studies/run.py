@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from emp_plugin.config import Probe, Run
+from emp_plugin.data.files import make_output_folder
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import Evaluation
 from emp_plugin.studies.launch import RUNNING, Runs, last_line
@@ -115,7 +116,7 @@ class Study:
 
     def run(self) -> None:
         """Bring all trials to their ends."""
-        self.results.mkdir(parents=True, exist_ok=True)
+        make_output_folder(self.results)
         settings = {
             "command": " ".join(sys.argv),
             "comparison": asdict(self.cfg),

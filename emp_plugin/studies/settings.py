@@ -77,7 +77,7 @@ def _load(path: Path) -> dict[str, Any]:
     if path.suffix == ".yaml":
         if not path.is_file():
             raise UserError(f"{path} is not a file")
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text()) or {}
     name = str(path)
     if name not in study_names():
         known = ", ".join(study_names())

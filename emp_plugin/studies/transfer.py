@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from emp_plugin.config import Probe, Run, read_config, recipes_root
+from emp_plugin.data.files import make_output_folder
 from emp_plugin.errors import UserError
 from emp_plugin.studies.rows import (
     ACCURACIES,
@@ -83,7 +84,7 @@ def transfer(checkpoints: list[str], results: Path, overrides: list[str]) -> Non
     before = _rows_before(results, settings)
     parts = [_done(before, about, probe.evaluation.references) for probe, about in probes]
 
-    results.mkdir(parents=True, exist_ok=True)
+    make_output_folder(results)
     if not before:
         for name in (ROWS, TABLE):  # of other settings
             (results / name).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from emp_plugin.config import augmentations, check_whole_images
 from emp_plugin.config.models import Data
 from emp_plugin.data import ImageData, ImageFiles
+from emp_plugin.data.files import make_output_folder
 from emp_plugin.errors import UserError
 from emp_plugin.evaluation import extract_features
 from emp_plugin.studies.titles import dataset_title, method_title
@@ -128,7 +129,7 @@ def write_tsne(
         panels[panel] = part
         print(f"{path}: {len(data)} images", flush=True)
     rows = pd.concat(panels.values())
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(out.parent)
     write_text(out.with_name(f"{out.name}.csv"), rows.to_csv(index=False))
     title = f"t-SNE of {len(data)} test images of {dataset_title(dataset)}: {features}"
     draw_tsne(rows, title, out.with_name(f"{out.name}.png"))

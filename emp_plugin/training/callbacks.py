@@ -237,7 +237,7 @@ class Checkpoints(pl.Callback):
             advice = f"the same command continues from {path}"
         else:
             advice = f"resume_from_checkpoint={path} continues"
-        name = "max_time" if received == signal.SIGALRM else signal.Signals(received).name
+        name = signal.Signals(received).name.replace("SIGALRM", "max_time")
         raise UserError(f"stopped by {name} after step {trainer.global_step}; {advice}")
 
 

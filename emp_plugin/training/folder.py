@@ -163,6 +163,7 @@ def claim(folder: Path, cfg: Run, needed: int, data: dict[str, Any]) -> Iterator
         )
     noted = [*versions_of(folder), versions() | {"identity": identity(cfg)}]
     try:
+        make_output_folder(folder.parent.parent)
         make_output_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -181,7 +182,7 @@ def claim(folder: Path, cfg: Run, needed: int, data: dict[str, Any]) -> Iterator
 def _take_lock(file: IO[str]) -> None:
     """Lock a file in a run's folder for this process.
 
-    lockf's lock is of the process; unlike flock's, data workers do not inherit it, and outlive it.
+    lockf's lock ends with the process. flock's (filelock's) would live on in its data workers.
 
     Raises:
         UserError: if another process has it. A system without such locks is named in a line.
@@ -214,19 +215,21 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
     """Check that a run is continued on the images that it began with.
 
     Raises:
-        UserError: if they are others. Folders from before there was data.json pass.
+        UserError: if it would train on others. Folders from before there was data.json pass.
     """
     noted = checkpoint.parent / DATA
     began = json.loads(noted.read_text()) if noted.exists() else data
-    for name, images in data.items():
-        before = began.get(name)
-        if before is not None and before != images:
-            raise UserError(
-                f"the {name} images changed since the run in {checkpoint.parent} began: "
-                f"{before['images']} images of {len(before['classes'])} classes then, "
-                f"{images['images']} of {len(images['classes'])} now. Continued, it would be of "
-                "two sets. Train anew with auto_resume.enabled=False, or bring the old images back"
-            )
+    before, images = began["train"], data["train"]
+    if before != images:
+        raise UserError(
+            f"the training images changed since the run in {checkpoint.parent} began: "
+            f"{before['images']} images of {len(before['classes'])} classes then, "
+            f"{images['images']} of {len(images['classes'])} now. Continued, it would be of two "
+            "sets. Train anew with auto_resume.enabled=False and without resume_from_checkpoint, "
+            "or bring the old images back"
+        )
+    if began.get("evaluation") != data.get("evaluation"):
+        print("the images to evaluate on are others than when this run began")
 
 
 def _runs_of(cfg: Run) -> Path:

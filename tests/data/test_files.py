@@ -1,3 +1,4 @@
+import os
 import shutil
 import struct
 import zlib
@@ -141,10 +142,31 @@ def test_outputs_are_no_data(tmp_path):
     picture(tmp_path / "mine" / "emp" / "run" / "patches.png")
     make_output_folder(tmp_path / "emp")  # checkpoint.dir=.
     picture(tmp_path / "emp" / "run" / "patches.png")
+    for old in ("older/emp/run/config.yaml", "older/emp/run/versions.json"):  # without a mark
+        (tmp_path / old).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / old).write_text("")
+    picture(tmp_path / "older" / "emp" / "run" / "patches.png")
+    picture(tmp_path / "study" / "accuracy.png")
+    (tmp_path / "study" / "comparison.yaml").write_text("")
     after = list_folder(tmp_path, 8)
     assert after.classes == before.classes == ["ant", "bee"]
     assert len(list_flat(tmp_path, 8)) == 2
     assert after.digest() == before.digest()
+
+
+def test_a_folder_of_images_is_not_marked_for_the_runs_in_it(tmp_path):
+    picture(tmp_path / "mine" / "1.png")
+    make_output_folder(tmp_path / "mine")
+    make_output_folder(tmp_path / "mine" / "runs")
+    assert len(list_flat(tmp_path / "mine", 8)) == 1
+    with pytest.raises(UserError, match="it is a folder of outputs"):
+        list_flat(tmp_path / "mine" / "runs", 8)
+
+
+def test_names_need_not_be_utf8(tmp_path):
+    for name in (b"a\xff.png", b"b.png"):
+        picture(tmp_path / os.fsdecode(name))
+    assert len(list_flat(tmp_path, 8).digest()) == 16
 
 
 def test_the_digest_tells_lists_apart(tmp_path):

@@ -48,7 +48,7 @@ def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch, capsys):
     (images / "020.png").unlink()
     assert pretrain(runs, *settings) == 1
     message = capsys.readouterr().err
-    assert "the train images changed" in message
+    assert "the training images changed" in message
     assert "32 images of 1 classes then, 31" in message
     assert "auto_resume.enabled=False" in message
     assert not list(runs.glob("*/*/summary.json"))
