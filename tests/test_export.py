@@ -110,7 +110,14 @@ def test_with_the_imagenet_stem_the_file_is_torchvision_s(tmp_path):
     assert ours.std(0).mean() > 0.01  # images differ
 
 
-@pytest.mark.parametrize("load", [emp_plugin.load_method, METHODS["emp"].load_from_checkpoint])
+def by_lightning(path):
+    """As other people's programs call it."""
+    return METHODS["emp"].load_from_checkpoint(path, "cpu", strict=True)
+
+
+@pytest.mark.parametrize(
+    "load", [emp_plugin.load_method, METHODS["emp"].load_from_checkpoint, by_lightning]
+)
 def test_a_method_is_rebuilt_from_its_checkpoint_alone(checkpoint, load):
     torch.manual_seed(123)
     np.random.seed(123)
