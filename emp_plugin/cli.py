@@ -193,14 +193,21 @@ def check_data(args: Namespace, items: list[str]) -> None:
     """Read every image below a folder, and name those that cannot be used.
 
     emp check-data photos
-    emp check-data scans --window 0 4095
+    emp check-data scans "data.window=[0,4095]"
     """
+    import yaml
+
     from emp_plugin.data.datasets import IMAGE_SIZE
     from emp_plugin.data.files import list_flat
 
-    if len(items) != 1:
+    folders = [item for item in items if not item.startswith("data.window=")]
+    windows = [yaml.safe_load(item.partition("=")[2]) for item in items if item not in folders]
+    if len(folders) != 1:
         raise UserError("give the folder of the images: emp check-data photos")
-    files = list_flat(Path(items[0]).expanduser(), IMAGE_SIZE["custom"], args.window)
+    folder = Path(folders[0]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    files = list_flat(folder, IMAGE_SIZE["custom"], windows[-1] if windows else None)
     faults = 0
     for fault in files.faults():
         print(fault)
@@ -249,9 +256,6 @@ TSNE: Options = {
         "help": "path without ending of the .png and the .csv; default: outputs/tsne",
     },
 }
-WINDOW: Options = {
-    "--window": {"nargs": 2, "type": float, "help": "values that become black and white"},
-}
 COMMANDS: dict[str, tuple[Any, str, Options]] = {
     "pretrain": (pretrain, "RECIPE [key=value ...]", OWN_RECIPES),
     "probe": (probe, "CHECKPOINT ... [key=value ...]", OWN_RECIPES),
@@ -261,7 +265,7 @@ COMMANDS: dict[str, tuple[Any, str, Options]] = {
     "tsne": (tsne, "CHECKPOINT ... [option ...]", TSNE),
     "export": (export, "CHECKPOINT [OUT]", {}),
     "config": (config, "RECIPE [key=value ...]", OWN_RECIPES),
-    "check-data": (check_data, "DIR [--window LOW HIGH]", WINDOW),
+    "check-data": (check_data, "DIR [data.window=[LOW,HIGH]]", {}),
     "list": (show, "", {}),
     "solo": (solo, "PROGRAM [argument ...]", {"program": {"nargs": argparse.REMAINDER}}),
 }

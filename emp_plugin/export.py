@@ -85,6 +85,7 @@ def export_backbone(checkpoint: str | Path, out: str | Path) -> Path:
     temporary = out.with_name(out.name + ".tmp")
     try:
         save_file(weights, temporary, metadata={KEY: json.dumps(settings), "format": "pt"})
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else reads
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -126,3 +127,10 @@ def load_method(path: str | Path) -> pl.LightningModule:
     with pl.utilities.seed.isolate_rng():  # the caller's random numbers are not ours to take
         method, *_ = probing.load_method(path)
     return method.eval()
+
+
+def _umask() -> int:
+    """The process's mask for new files, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

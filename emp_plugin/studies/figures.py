@@ -201,17 +201,18 @@ def _finish(
 
 
 def _name_lines(axis: Axes, references: pd.DataFrame) -> None:
-    """Say beside the lines which methods they are for.
+    """Say beside the lines which methods they are for; lines at one height share their text.
 
     Of two lines close to each other the upper one has its text above it, the lower one below.
     """
-    heights = references.groupby(["method", "title"]).top1.mean()
+    lines: dict[float, list[str]] = {}
+    for (method, title), height in references.groupby(["method", "title"]).top1.mean().items():
+        lines.setdefault(round(height, 2), []).append(title.removeprefix(f"{method}, "))
     low, high = axis.get_ylim()
     near = 0.04 * (high - low)
-    for (name, title), height in heights.items():
-        above = ((heights < height) & (heights > height - near)).any()
-        below = ((heights > height) & (heights < height + near)).any()
+    for height, texts in lines.items():
+        above = any(height - near < other < height for other in lines)
+        below = any(height < other < height + near for other in lines)
         place = "center" if above == below else "bottom" if above else "top"
-        text = title.removeprefix(f"{name}, ")
-        transform = axis.get_yaxis_transform()
+        text, transform = ", ".join(dict.fromkeys(texts)), axis.get_yaxis_transform()
         axis.text(1.01, height, text, transform=transform, fontsize=6, va=place)
