@@ -86,6 +86,22 @@ def compare(args: Namespace, items: list[str]) -> None:
     compare(settings, recipes, overrides)
 
 
+def study(args: Namespace, items: list[str]) -> None:
+    """Make what a study lacks: DIR/study.yaml says what to compare, and DIR takes the results.
+
+    Keys are those of `emp compare`.
+
+    emp study results/my-question
+    """
+    from emp_plugin.config import recipes_root
+    from emp_plugin.studies.run import compare
+    from emp_plugin.studies.settings import read_comparison
+
+    folder, items = _named(args, items, "emp study results/my-question")
+    settings, overrides = read_comparison(f"{folder}/study.yaml", [f"results_dir={folder}", *items])
+    compare(settings, recipes_root(), overrides)
+
+
 def ablate(args: Namespace, items: list[str]) -> None:
     """Let one setting of EMP-SSL take several values, and change nothing else.
 
@@ -260,6 +276,7 @@ COMMANDS: dict[str, tuple[Any, str, Options]] = {
     "pretrain": (pretrain, "RECIPE [key=value ...]", OWN_RECIPES),
     "probe": (probe, "CHECKPOINT ... [key=value ...]", OWN_RECIPES),
     "compare": (compare, "STUDY [key=value ...]", OWN_RECIPES),
+    "study": (study, "DIR [key=value ...]", {}),
     "ablate": (ablate, "SETTING VALUE ... [key=value ...]", {}),
     "transfer": (transfer, "CHECKPOINT ... [key=value ...]", {}),
     "tsne": (tsne, "CHECKPOINT ... [option ...]", TSNE),
@@ -273,8 +290,8 @@ COMMANDS: dict[str, tuple[Any, str, Options]] = {
 
 def _named(args: Namespace, items: list[str], example: str) -> tuple[str, list[str]]:
     """The recipe or study that a command line names, and what else is on it."""
-    if args.config_name:
-        return args.config_name, items
+    if name := getattr(args, "config_name", None):
+        return name, items
     if items and "=" not in items[0]:
         return items[0], items[1:]
     raise UserError(f"say which, as in `{example}`; `emp list` shows what there is")

@@ -130,6 +130,21 @@ def test_a_dataset_without_a_recipe_has_that_of_large_images():
     assert differing == {"train_path", "num_workers"}
 
 
+def test_a_study_is_what_its_folder_says(monkeypatch, tmp_path, capsys):
+    made = []
+    monkeypatch.setattr("emp_plugin.studies.run.compare", lambda *given: made.append(given))
+    study = tmp_path / "question"
+    assert cli.main(["study", str(study)]) == 1
+    assert "study.yaml is not a file" in capsys.readouterr().err
+    study.mkdir()
+    (study / "study.yaml").write_text("recipes: digits\nmethods: [emp, byol]\nepochs: [2]\n")
+    assert cli.main(["study", str(study), "seeds=[3]", "byol.optimizer.lr=0.1"]) == 0
+    [(settings, recipes, overrides)] = made
+    assert (settings.results_dir, settings.methods) == (str(study), ["emp", "byol"])
+    assert (settings.epochs, settings.seeds, recipes) == ([2.0], [3], recipes_root())
+    assert overrides == ["byol.optimizer.lr=0.1"]
+
+
 # --- a wheel
 
 
