@@ -43,10 +43,15 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     squared length of 16 on average: an SGD's learning rate then means the same for any f. Features
     whose deviation is below 1e-5 of the largest become 0. Statistics are of float64.
     """
-    deviation, mean = torch.std_mean(train.double(), dim=0, correction=0)
+    # in parts, as 50,000 x 4096 features are 1.6 GB in float64
+    columns = (torch.std_mean(x.double(), dim=0, correction=0) for x in train.split(256, dim=1))
+    deviation, mean = map(torch.cat, zip(*columns))
     varies = deviation > CONSTANT * deviation.max()
     scale = torch.where(varies, (SQUARED_LENGTH / train.shape[1]) ** 0.5 / deviation, 0.0)
-    train, test = (torch.sub(x.double(), mean).mul_(scale).float() for x in (train, test))
+    train, test = (
+        torch.cat([torch.sub(x.double(), mean).mul_(scale).float() for x in part.split(1000)])
+        for part in (train, test)
+    )
     return train, test
 
 
