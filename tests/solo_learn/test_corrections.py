@@ -207,7 +207,7 @@ def changed_functions():
             for name, value in vars(owner).items():
                 function = inspect.unwrap(getattr(value, "fget", getattr(value, "__func__", value)))
                 code = getattr(function, "__code__", None)
-                if code and Path(code.co_filename).is_relative_to(ROOT):
+                if code and Path(code.co_filename).is_relative_to(ROOT / "emp_plugin"):
                     yield f"{path}.{'' if owner is module else owner.__name__ + '.'}{name}"
 
 
