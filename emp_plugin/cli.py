@@ -217,13 +217,16 @@ def check_data(args: Namespace, items: list[str]) -> None:
     from emp_plugin.data.files import list_flat
 
     folders = [item for item in items if not item.startswith("data.window=")]
-    windows = [yaml.safe_load(item.partition("=")[2]) for item in items if item not in folders]
+    given = [yaml.safe_load(item.partition("=")[2]) for item in items if item not in folders]
     if len(folders) != 1:
         raise UserError("give the folder of the images: emp check-data photos")
     folder = Path(folders[0]).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    files = list_flat(folder, IMAGE_SIZE["custom"], windows[-1] if windows else None)
+    if any(not isinstance(window, list) or len(window) != 2 for window in given):
+        raise UserError("data.window is two numbers, such as data.window=[0,4095]")
+    window = (given[-1][0], given[-1][1]) if given else None
+    files = list_flat(folder, IMAGE_SIZE["custom"], window)
     faults = 0
     for fault in files.faults():
         print(fault)

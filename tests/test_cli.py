@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from emp_plugin import cli
 from emp_plugin.config import read_config, recipe_names, recipes_root, to_dict
@@ -128,6 +130,20 @@ def test_a_dataset_without_a_recipe_has_that_of_large_images():
     assert {key for key in own if own[key] != there[key]} == {"data"}
     differing = {key for key in own["data"] if own["data"][key] != there["data"][key]}
     assert differing == {"train_path", "num_workers"}
+
+
+def test_check_data_names_what_cannot_be_used(capsys, tmp_path):
+    ramp = np.linspace(0, 4095, 64).reshape(8, 8)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    folder = str(tmp_path)
+    assert cli.main(["check-data", folder]) == 1
+    assert "deep.png: its grey values, 0 to 4095" in capsys.readouterr().out
+    assert cli.main(["check-data", folder, "data.window=[0,4095]"]) == 0
+    assert "1 images, all readable" in capsys.readouterr().out
+    assert cli.main(["check-data", folder, "data.window=4095"]) == 1
+    assert "two numbers" in capsys.readouterr().err
+    assert cli.main(["check-data", f"{folder}/none"]) == 1
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_a_study_is_what_its_folder_says(monkeypatch, tmp_path, capsys):
